@@ -1,0 +1,88 @@
+"""`dino-ssl <command>`: parse, call, say how it went.
+
+Exit codes: 0 done, 1 failed, 2 usage or configuration (nothing was started), 3 diverged, 130 interrupted.
+"""
+
+import sys
+from collections.abc import Callable, Sequence
+
+from dino_ssl import __version__
+from dino_ssl.config_flags import configure
+from dino_ssl.config_help import pretrain_help
+from dino_ssl.config_schema import did_you_mean, nearest
+from dino_ssl.errors import DivergedError, RunError, UsageError
+
+OVERVIEW = """\
+usage: dino-ssl COMMAND ...
+
+Self-supervised pretraining of vision backbones with DINO.
+
+  pretrain   train a backbone on images without labels
+
+dino-ssl COMMAND --help lists what a command takes; dino-ssl --version says which version this is.
+Start here: dino-ssl pretrain --preset digits
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    match arguments:
+        case [] | ["-h" | "--help", *_]:
+            print(OVERVIEW, end="")
+            return 0
+        case ["--version", *_]:
+            print(f"dino-ssl {__version__}")
+            return 0
+        case [command, *rest] if command in COMMANDS:
+            return run_command(command, rest)
+        case _:
+            command = arguments[0]
+            _complain(f"unknown command '{command}'{did_you_mean(nearest(command, COMMANDS))}", hint=OVERVIEW)
+            return 2
+
+
+def pretrain(arguments: Sequence[str]) -> None:
+    """`dino-ssl pretrain`."""
+    if {"-h", "--help"} & set(arguments):
+        print(pretrain_help())
+        return
+    config, notes = configure(arguments)
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
+    # torch takes seconds to import; help and mistakes should not wait for it.
+    from dino_ssl.training.loop import pretrain as run  # noqa: PLC0415
+
+    _report(run(config))
+
+
+def _report(result: object) -> None:
+    """Say what the run reached, and what to do next."""
+    print(result)
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {"pretrain": pretrain}
+
+
+def run_command(command: str, arguments: Sequence[str]) -> int:
+    """Call the command; every error that is meant for the user becomes lines on stderr and an exit code."""
+    try:
+        COMMANDS[command](arguments)
+    except UsageError as error:
+        _complain(*error.problems, hint=f"nothing was started; `dino-ssl {command} --help` lists every knob")
+        return 2
+    except DivergedError as error:
+        _complain(str(error), hint="the checkpoints before this are untouched")
+        return 3
+    except RunError as error:
+        _complain(str(error), hint="what was saved before is untouched; the same command resumes")
+        return 1
+    except KeyboardInterrupt:
+        _complain("interrupted", hint="the same command resumes from the newest checkpoint")
+        return 130
+    return 0
+
+
+def _complain(*problems: str, hint: str) -> None:
+    lines = [*(f"error: {problem}" for problem in problems), hint]
+    print("\n".join(lines), file=sys.stderr)

@@ -1,0 +1,146 @@
+"""What a configuration must satisfy beyond the types of its fields: ranges, and knobs that fit each other.
+
+Pure: no file, no device and no data set is looked at. Each problem is one line that begins with the knob
+and says the rule and what to write instead.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from dino_ssl.config import PretrainConfig
+from dino_ssl.config_schema import flatten, shown
+
+
+@dataclass(frozen=True)
+class Range:
+    """A rule on single values and the knobs that it holds for."""
+
+    rule: str
+    holds: Callable[[Any], bool]
+    knobs: str
+
+
+# `holds` is written so that NaN fails it.
+RANGES = (
+    Range(
+        "must be at least 1",
+        lambda x: x >= 1,
+        "epochs steps batch_size micro_batch_size crops.global_size crops.local_size model.patch_size "
+        "head.hidden_dim head.bottleneck_dim knn.k knn.max_images checkpoint.every_steps "
+        "checkpoint.keep_last log.every_steps",
+    ),
+    Range("must be at least 2, or every image looks the same to the loss", lambda x: x >= 2, "head.prototypes"),
+    Range(
+        "must not be negative",
+        lambda x: 0 <= x < float("inf"),
+        "crops.num_local_crops dino.warmup_teacher_temperature_epochs optim.min_lr optim.warmup_epochs "
+        "optim.weight_decay optim.weight_decay_end optim.clip_grad optim.freeze_last_layer_epochs "
+        "loader.num_workers knn.every_epochs checkpoint.keep_every",
+    ),
+    Range(
+        "must be above 0",
+        lambda x: 0 < x < float("inf"),
+        "dino.student_temperature dino.teacher_temperature dino.warmup_teacher_temperature optim.lr knn.temperature",
+    ),
+    Range(
+        "must lie between 0 and 1",
+        lambda x: 0 <= x <= 1,
+        "crops.flip crops.grayscale crops.blur crops.solarize dino.center_momentum dino.momentum "
+        "dino.momentum_end loader.max_broken",
+    ),
+    # A share of 1 would drop every block, and an empty crop has no pixel.
+    Range("must be at least 0 and below 1", lambda x: 0 <= x < 1, "model.drop_path"),
+    Range("must be above 0 and at most 1", lambda x: 0 < x <= 1, "knn.center_crop"),
+    # The hue turns by 0.1 of this strength, and half a turn is the most there is.
+    Range("must lie between 0 and 5", lambda x: 0 <= x <= 5, "crops.color_jitter"),
+    Range("must fit into 32 bits without a sign", lambda x: 0 <= x < 2**32, "seed"),
+    Range(
+        "must be two shares of the area, 0 < smallest <= largest <= 1",
+        lambda x: 0 < x[0] <= x[1] <= 1,
+        "crops.global_scale crops.local_scale",
+    ),
+    Range("must be three numbers between 0 and 1", lambda x: all(0 <= c <= 1 for c in x), "crops.mean"),
+    Range("must be three numbers above 0 and at most 1", lambda x: all(0 < c <= 1 for c in x), "crops.std"),
+)
+
+
+def check(config: PretrainConfig) -> list[str]:
+    """Every problem that shows without looking at the data; empty where the configuration is sound."""
+    run = float(config.epochs) if config.steps is None else float("inf")
+    return [
+        *_ranges(config),
+        *_data(config),
+        *_patches(config),
+        *_batch_norm(config),
+        *_rates(config),
+        *_knn(config),
+        *_warmups(config, run, f"epochs={config.epochs}"),
+    ]
+
+
+def check_schedule(config: PretrainConfig, steps_per_epoch: int) -> list[str]:
+    """Warm-ups against a run whose length is given in `steps`, once the size of the data is known."""
+    if config.steps is None:
+        return []
+    run = config.steps / steps_per_epoch
+    return list(_warmups(config, run, f"steps={config.steps} ({run:.3g} epochs)"))
+
+
+def _ranges(config: PretrainConfig) -> Iterator[str]:
+    values, defaults = flatten(config), flatten(PretrainConfig())
+    for limit in RANGES:
+        for knob in limit.knobs.split():
+            value = values[knob]
+            if value is not None and not limit.holds(value):
+                yield f"{knob}={shown(value)} {limit.rule}; the default is {shown(defaults[knob])}"
+
+
+def _data(config: PretrainConfig) -> Iterator[str]:
+    if not config.data.strip():
+        yield "data is not set; write --data FOLDER, or --preset digits to try it without data of your own"
+
+
+def _patches(config: PretrainConfig) -> Iterator[str]:
+    crops, patch = config.crops, config.model.patch_size
+    if not config.model.name.startswith("vit_") or patch < 1:
+        return
+    sizes = {"global_size": crops.global_size}
+    if crops.num_local_crops > 0:
+        sizes["local_size"] = crops.local_size
+    for knob, size in sizes.items():
+        if size >= 1 and size % patch:
+            near = patch * max(1, round(size / patch))
+            yield f"crops.{knob}={size} does not divide into patches of model.patch_size={patch}; try {near}"
+
+
+def _batch_norm(config: PretrainConfig) -> Iterator[str]:
+    normalised = config.head.batch_norm or config.model.name.startswith("resnet")
+    for knob, size in (("batch_size", config.batch_size), ("micro_batch_size", config.micro_batch_size)):
+        if normalised and size == 1:
+            why = "head.batch_norm=true" if config.head.batch_norm else f"model.name={config.model.name}"
+            yield f"{knob}=1 leaves nothing to normalise over ({why} has batch norm); write at least 2"
+
+
+def _rates(config: PretrainConfig) -> Iterator[str]:
+    optim = config.optim
+    if optim.min_lr > optim.lr > 0:
+        yield f"optim.min_lr={optim.min_lr} must not be above optim.lr={optim.lr}, which it ends"
+
+
+def _knn(config: PretrainConfig) -> Iterator[str]:
+    knn = config.knn
+    if knn.every_epochs > 0 and knn.k > knn.max_images:
+        yield f"knn.k={knn.k} asks for more neighbours than knn.max_images={knn.max_images} images have"
+
+
+def _warmups(config: PretrainConfig, run: float, length: str) -> Iterator[str]:
+    """`run` is the length of the run in epochs, `length` says it as the user set it."""
+    warmups = {
+        "optim.warmup_epochs": config.optim.warmup_epochs,
+        "optim.freeze_last_layer_epochs": config.optim.freeze_last_layer_epochs,
+        "dino.warmup_teacher_temperature_epochs": config.dino.warmup_teacher_temperature_epochs,
+    }
+    for knob, epochs in warmups.items():
+        if epochs > run > 0:
+            yield f"{knob}={epochs:g} is longer than the run of {length}; write at most {run:.3g}"

@@ -1,0 +1,196 @@
+"""The command line of `dino-ssl pretrain`: recipes, preset and flags -> one sound configuration.
+
+The words are first taken apart with the table of knobs, so that recipes may stand anywhere and the original's
+flags can be translated. tyro then reads the values; if it refuses, each flag is tried alone, so that every
+bad one is reported and not only the first.
+"""
+
+import io
+import re
+from collections import deque
+from collections.abc import Sequence
+from contextlib import redirect_stderr
+from dataclasses import dataclass, field
+from itertools import dropwhile, takewhile
+from pathlib import Path
+from typing import get_args, get_origin
+
+import tyro
+
+from dino_ssl.config import PretrainConfig
+from dino_ssl.config_schema import KNOBS, Layer, build, did_you_mean, nearest, to_flag
+from dino_ssl.config_yaml import preset_names, read_layers, sound_checks
+from dino_ssl.errors import UsageError
+from dino_ssl.original_flags import REPLACEMENTS, WITHOUT_EFFECT, Replacement, boolean, unchanged
+
+PROG = "dino-ssl pretrain"
+
+
+@dataclass(frozen=True)
+class Flag:
+    """One flag as the user wrote it, the knob that it sets, and the words that tyro reads."""
+
+    written: str
+    knob: str
+    words: list[str]
+
+
+@dataclass
+class CommandLine:
+    """A command line taken apart, with its mistakes (see `Layer`) and remarks."""
+
+    recipes: list[Path] = field(default_factory=list)
+    preset: str | None = None
+    flags: list[Flag] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    suspects: set[str] = field(default_factory=set)
+    notes: list[str] = field(default_factory=list)
+
+
+def configure(arguments: Sequence[str]) -> tuple[PretrainConfig, list[str]]:
+    """The configuration that the words after `dino-ssl pretrain` mean, and notes for the user.
+
+    Raises:
+        UsageError: every mistake in the recipes, in the flags, and in how knobs fit each other.
+    """
+    line = take_apart(arguments)
+    layer = read_layers(line.recipes, line.preset)
+    layer.update(Layer(problems=line.problems, suspects=line.suspects))
+    config = apply_flags(build(layer.values), line.flags, layer)
+    problems = layer.problems + sound_checks(config, layer.suspects)
+    if problems:
+        raise UsageError(*problems)
+    return config, line.notes
+
+
+def take_apart(arguments: Sequence[str]) -> CommandLine:
+    """Sort the words into recipes and flags; each flag takes as many words as its knob has values."""
+    line, words = CommandLine(), deque(arguments)
+    while words:
+        word = words.popleft()
+        if not word.startswith("-"):
+            line.recipes.append(Path(word))
+            continue
+        written, equals, value = word.partition("=")
+        if equals:
+            words.appendleft(value)
+        _take_flag(line, written, words)
+    return line
+
+
+def _take_flag(line: CommandLine, written: str, words: deque[str]) -> None:
+    name = written.lstrip("-").replace("-", "_")
+    if name in WITHOUT_EFFECT:
+        _values(words, 1)
+        line.notes.append(f"{written} has no effect: ranks and addresses come from torchrun's environment")
+    elif name == "preset":
+        _take_preset(line, _values(words, 1))
+    elif name in REPLACEMENTS:
+        _take_knob(line, written, REPLACEMENTS[name], words)
+    elif name in KNOBS:
+        _take_knob(line, written, Replacement(name, boolean if KNOBS[name] is bool else unchanged), words)
+    elif KNOBS.get(_without_no(name)) is bool:
+        line.flags.append(Flag(written, _without_no(name), _words(_without_no(name), ["false"])))
+    else:
+        _take_unknown(line, written, name, words)
+
+
+def _take_preset(line: CommandLine, values: list[str]) -> None:
+    if values:
+        line.preset = values[0]
+    else:
+        line.problems.append(f"--preset has no value; the presets are {', '.join(preset_names())}")
+
+
+def _take_knob(line: CommandLine, written: str, to: Replacement, words: deque[str]) -> None:
+    kind = KNOBS[to.knob]
+    if kind is bool:
+        values = [words.popleft()] if words and not _is_flag_or_recipe(words[0]) else ["true"]
+    else:
+        values = _values(words, len(get_args(kind)) if get_origin(kind) is tuple else 1)
+    try:
+        rewritten = [to.rewrite(value) for value in values]
+        line.flags.append(Flag(written, to.knob, _words(to.knob, rewritten)))
+    except ValueError as rule:
+        line.problems.append(f"{written}={' '.join(values)} {rule}")
+        line.suspects.add(to.knob)
+
+
+def _take_unknown(line: CommandLine, written: str, name: str, words: deque[str]) -> None:
+    while words and not _is_flag_or_recipe(words[0]):
+        words.popleft()
+    meant = nearest(name, [*KNOBS, *REPLACEMENTS, "preset"])
+    line.suspects |= {REPLACEMENTS[m].knob if m in REPLACEMENTS else m for m in meant}
+    spellings = (f"--{m}" if m in REPLACEMENTS else to_flag(m) for m in meant)
+    line.problems.append(f"unknown flag {written}{did_you_mean(spellings)}")
+
+
+def _values(words: deque[str], count: int) -> list[str]:
+    """Take up to `count` words that are no flags; a single dash may begin a number."""
+    values: list[str] = []
+    while words and len(values) < count and not words[0].startswith("--"):
+        values.append(words.popleft())
+    return values
+
+
+def _is_flag_or_recipe(word: str) -> bool:
+    return word.startswith("-") or word.endswith((".yaml", ".yml"))
+
+
+def _words(knob: str, values: list[str]) -> list[str]:
+    """What tyro reads; its switches are --a.b and --a.no-b."""
+    if KNOBS[knob] is not bool:
+        return [to_flag(knob), *values]
+    section, dot, name = knob.rpartition(".")
+    return [to_flag(knob if values == ["true"] else f"{section}{dot}no_{name}")]
+
+
+def _without_no(name: str) -> str:
+    section, dot, leaf = name.rpartition(".")
+    return f"{section}{dot}{leaf.removeprefix('no_')}"
+
+
+def apply_flags(config: PretrainConfig, flags: Sequence[Flag], layer: Layer) -> PretrainConfig:
+    """`config` with the flags on top; those that tyro refuses go into `layer` as problems."""
+    try:
+        changed = _read(config, flags)
+        good = list(flags)
+    except ValueError:
+        good = [flag for flag in flags if not _refused(config, flag, layer)]
+        changed = _read(config, good)
+    layer.suspects -= {flag.knob for flag in good}
+    return changed
+
+
+def _refused(config: PretrainConfig, flag: Flag, layer: Layer) -> bool:
+    try:
+        _read(config, [flag])
+    except ValueError as refusal:
+        alias = "" if flag.words[0] == flag.written.replace("_", "-") else f" (written as {flag.written})"
+        layer.problems.append(f"{refusal}{alias}")
+        layer.suspects.add(flag.knob)
+        return True
+    return False
+
+
+def _read(config: PretrainConfig, flags: Sequence[Flag]) -> PretrainConfig:
+    """tyro's reading of the flags; ValueError with its explanation."""
+    words = [word for flag in flags for word in flag.words]
+    explanation = io.StringIO()
+    try:
+        with redirect_stderr(explanation):
+            return tyro.cli(PretrainConfig, args=words, default=config, prog=PROG, add_help=False)
+    except SystemExit as refusal:
+        raise ValueError(_first_paragraph(explanation.getvalue())) from refusal
+
+
+def _first_paragraph(box: str) -> str:
+    """The explanation in tyro's box, without title, frame and colours, and without the advice below it."""
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", box)
+    lines = [line.strip("│ ") for line in plain.splitlines()[1:]]
+    below_title = dropwhile(_is_rule, lines)
+    return " ".join(takewhile(lambda line: not _is_rule(line), below_title)).removeprefix("Error parsing ")
+
+
+def _is_rule(line: str) -> bool:
+    return not line.strip("─╰╯-")

@@ -1,0 +1,191 @@
+"""The dataclasses of `config` seen as a flat table: dotted key -> type, and values in and out of that table.
+
+A *knob* is one value (`optim.lr`), a *section* the dataclass around it (`optim`).
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from dino_ssl.config import PretrainConfig
+from dino_ssl.original_flags import REPLACEMENTS
+
+
+def _members(section: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, kind in get_type_hints(section).items():
+        yield prefix + name, kind
+        if is_dataclass(kind):
+            yield from _members(kind, f"{prefix}{name}.")  # type: ignore[arg-type]
+
+
+SECTIONS: dict[str, Any] = {key: kind for key, kind in _members(PretrainConfig) if is_dataclass(kind)}
+KNOBS: dict[str, Any] = {key: kind for key, kind in _members(PretrainConfig) if key not in SECTIONS}
+
+
+@dataclass
+class Layer:
+    """What one source of settings says, right and wrong.
+
+    `values` are the sound ones by dotted key; `suspects` are knobs that a mistake meant or hid, about which
+    no second complaint is wanted.
+    """
+
+    values: dict[str, Any] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+    suspects: set[str] = field(default_factory=set)
+    preset: str | None = None
+
+    def update(self, later: "Layer") -> None:
+        """Put `later` on top: its values win, its mistakes are added."""
+        self.values |= later.values
+        self.problems += later.problems
+        self.suspects = (self.suspects - later.values.keys()) | later.suspects
+        self.preset = later.preset or self.preset
+
+
+def shown(value: object) -> str:
+    """`value` as a person would write it in YAML, cut to a line."""
+    text = json.dumps(value, default=str, ensure_ascii=False)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def nearest(word: str, names: Iterable[str]) -> list[str]:
+    """The names that `word` may have meant, best first: the same last part, then similar spelling."""
+    names = list(names)
+    leaf = word.rpartition(".")[2]
+    leaves = {name: name.rpartition(".")[2] for name in names}
+    same = [name for name in names if leaves[name] == leaf]
+    similar = get_close_matches(leaf, leaves.values(), n=1)
+    return same or get_close_matches(word, names, n=1) or [n for n in names if leaves[n] in similar]
+
+
+def to_flag(knob: str) -> str:
+    """The knob's flag: "--optim.min-lr" for "optim.min_lr"."""
+    return "--" + knob.replace("_", "-")
+
+
+def did_you_mean(words: Iterable[str]) -> str:
+    """The tail of a message: "; did you mean 'a' or 'b'?", empty without words."""
+    quoted = " or ".join(f"'{word}'" for word in words)
+    return f"; did you mean {quoted}?" if quoted else ""
+
+
+def convert(value: object, kind: Any) -> Any:
+    """Turn a plain value (as YAML reads it) into what a field of type `kind` holds.
+
+    Raises:
+        ValueError: the rule that `value` breaks, as the second half of a sentence.
+    """
+    match get_origin(kind) or kind:
+        case origin if origin in (Union, UnionType):
+            (inner,) = (option for option in get_args(kind) if option is not NoneType)
+            return None if value is None else convert(value, inner)
+        case _ if value is None:
+            raise ValueError("must have a value; leave the line out for the default")
+        case origin if origin is Literal:
+            return _choice(value, get_args(kind))
+        case origin if origin is tuple:
+            return _tuple(value, get_args(kind))
+        case _:
+            return _scalar(value, kind)
+
+
+def _choice(value: object, choices: tuple[str, ...]) -> str:
+    if isinstance(value, str) and value in choices:
+        return value
+    raise ValueError(f"must be one of {', '.join(choices)}{did_you_mean(nearest(str(value), choices))}")
+
+
+def _tuple(value: object, kinds: tuple[Any, ...]) -> tuple[Any, ...]:
+    try:
+        if isinstance(value, list | tuple):
+            return tuple(convert(item, kind) for item, kind in zip(value, kinds, strict=True))
+    except ValueError:
+        pass  # a wrong length or a wrong item breaks the same rule
+    raise ValueError(f"must be a list of {len(kinds)} numbers in brackets")
+
+
+def _scalar(value: object, kind: type) -> Any:
+    # bool is a subclass of int in Python, but `epochs: true` is a mistake.
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if kind is bool and isinstance(value, bool):
+        return value
+    if kind is int and isinstance(value, int) and number:
+        return value
+    if kind is float and number:
+        return float(value)  # type: ignore[arg-type]
+    if kind is str and isinstance(value, str):
+        return value
+    if kind is Path and isinstance(value, str):
+        return Path(value).expanduser()
+    raise ValueError(_scalar_rule(value, kind))
+
+
+def _scalar_rule(value: object, kind: type) -> str:
+    if kind is bool:
+        return "must be true or false"
+    if kind is int:
+        whole = isinstance(value, float) and value.is_integer()
+        return "must be a whole number" + (f"; write {value:.0f}" if whole else "")
+    if kind is float:
+        return "must be a number"
+    quotable = isinstance(value, int | float)
+    return "must be text" + (f"; write '{str(value).lower()}' in quotes" if quotable else "")
+
+
+def take(layer: Layer, where: str, key: str, value: object) -> None:
+    """Enter `key: value` into `layer`, as a value or as a problem that begins with `where`."""
+    if key in SECTIONS:
+        layer.suspects |= {knob for knob in KNOBS if knob.startswith(f"{key}.")}
+        layer.problems.append(f"{where}{key}={shown(value)} must be a section: {_example(key)}")
+    elif key not in KNOBS:
+        replacement = REPLACEMENTS.get(key.rpartition(".")[2])
+        meant = [replacement.knob] if replacement else nearest(key, [*KNOBS, *SECTIONS])
+        layer.suspects |= {knob for knob in KNOBS if any(f"{knob}.".startswith(f"{m}.") for m in meant)}
+        layer.problems.append(f"{where}unknown key '{key}'{did_you_mean(meant)}")
+    else:
+        try:
+            layer.values[key] = convert(value, KNOBS[key])
+        except ValueError as rule:
+            layer.suspects.add(key)
+            layer.problems.append(f"{where}{key}={shown(value)} {rule}")
+
+
+def _example(section: str) -> str:
+    knob = next(knob for knob in KNOBS if knob.startswith(f"{section}."))
+    return f"write its knobs below it, such as {knob.removeprefix(section + '.')}, two spaces further in"
+
+
+def flatten(config: PretrainConfig) -> dict[str, Any]:
+    """Dotted key -> value for every knob, in the order of the dataclasses."""
+    return dict(_flat(config, ""))
+
+
+def _flat(section: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+    for member in fields(section):
+        value = getattr(section, member.name)
+        if is_dataclass(value):
+            yield from _flat(value, f"{prefix}{member.name}.")
+        else:
+            yield prefix + member.name, value
+
+
+def build(values: Mapping[str, Any]) -> PretrainConfig:
+    """The configuration with these knobs, every other at its default."""
+    config: PretrainConfig = _built(PretrainConfig, values, "")
+    return config
+
+
+def _built(section: Any, values: Mapping[str, Any], prefix: str) -> Any:
+    arguments: dict[str, Any] = {}
+    for member in fields(section):
+        key = prefix + member.name
+        if key in SECTIONS:
+            arguments[member.name] = _built(SECTIONS[key], values, f"{key}.")
+        elif key in values:
+            arguments[member.name] = values[key]
+    return section(**arguments)

@@ -1,0 +1,232 @@
+"""Recipes and presets: strict YAML in, plain dictionaries and plain YAML out.
+
+Strict means: numbers as people write them (5e-4 is one), only true and false are booleans, a key stands
+once, and every mistake of every file is reported at once with its line.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from importlib import resources
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dino_ssl.config import PretrainConfig
+from dino_ssl.config_checks import check
+from dino_ssl.config_schema import KNOBS, SECTIONS, Layer, build, did_you_mean, flatten, nearest, shown, take
+from dino_ssl.errors import UsageError
+
+PRESETS: Traversable = resources.files("dino_ssl") / "presets"
+
+_FLOAT = (
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?(\d[\d_]*\.[\d_]*([eE][-+]?\d+)?|\.\d[\d_]*([eE][-+]?\d+)?|\d[\d_]*[eE][-+]?\d+)$"
+               r"|[-+]?\.(inf|Inf|INF)$|\.(nan|NaN|NAN)$"),
+    list("-+.0123456789"),
+)  # fmt: skip
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2's idea of scalars: PyYAML's own (1.1) reads 5e-4 as text, `no` as False and 1:30 as 90."""
+
+    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012  (PyYAML fills it below)
+
+
+_Loader.add_implicit_resolver(*_FLOAT)
+_Loader.add_implicit_resolver("tag:yaml.org,2002:null", re.compile(r"~$|null$|Null$|NULL$|$"), ["~", "n", "N", ""])
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile(r"(true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+)
+_Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"[-+]?(0|[1-9][\d_]*)$"), list("-+0123456789"))
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes text that either YAML 1.1 or `_Loader` would take for a number; lists stay on their line."""
+
+
+_Dumper.add_implicit_resolver(*_FLOAT)
+_Dumper.add_representer(
+    list, lambda dumper, items: dumper.represent_sequence("tag:yaml.org,2002:seq", items, flow_style=True)
+)
+
+
+def read_config(files: Sequence[Path], preset: str | None = None) -> PretrainConfig:
+    """Defaults, then the preset, then `files` in order.
+
+    Args:
+        preset: overrides the preset that a file names.
+    Raises:
+        UsageError: every mistake in every file, and every combination that makes no sense.
+    """
+    layer = read_layers(files, preset)
+    config = build(layer.values)
+    problems = layer.problems + sound_checks(config, layer.suspects)
+    if problems:
+        raise UsageError(*problems)
+    return config
+
+
+def load_config(file: Path) -> PretrainConfig:
+    """What `write_config` wrote, not checked again: rules may have become stricter since.
+
+    Raises:
+        UsageError: the file cannot be read, or was written by a version with other knobs.
+    """
+    layer = read_layer(file)
+    if layer.problems:
+        raise UsageError(*layer.problems)
+    return build(layer.values)
+
+
+def sound_checks(config: PretrainConfig, suspects: set[str]) -> list[str]:
+    """`check`, without complaints about knobs that stand at their default only because of another mistake."""
+    return [problem for problem in check(config) if re.split("[= ]", problem)[0] not in suspects]
+
+
+def read_layers(files: Sequence[Path], preset: str | None = None) -> Layer:
+    """The preset and `files` in order, as one layer."""
+    recipes = Layer()
+    for file in files:
+        recipes.update(read_layer(file))
+    name = preset or recipes.preset
+    if name is None:
+        return recipes
+    merged = read_preset(name)
+    merged.update(recipes)
+    return merged
+
+
+def preset_names() -> list[str]:
+    return sorted(entry.name.removesuffix(".yaml") for entry in PRESETS.iterdir() if entry.name.endswith(".yaml"))
+
+
+def read_preset(name: str) -> Layer:
+    """The preset's layer; an unknown name is its one problem."""
+    names = preset_names()
+    if name not in names:
+        meant = did_you_mean(nearest(name, names))
+        problem = f"preset={name} is unknown{meant or ';'} the presets are {', '.join(names)}"
+        return Layer(problems=[problem], suspects=set(KNOBS))
+    layer = read_layer(PRESETS / f"{name}.yaml")
+    if layer.preset is not None:
+        layer.problems.append(f"preset={name} names another preset, {layer.preset}; a preset stands alone")
+    return layer
+
+
+def read_layer(file: Traversable) -> Layer:
+    """What one file says, its mistakes included; never raises for a bad file."""
+    layer = Layer()
+    try:
+        # A loader keeps the line of every node, which the plain `yaml.load` forgets.
+        loader = _Loader(file.read_text(encoding="utf-8"))
+        root = loader.get_single_node()
+        _take_node(layer, loader, root, prefix="", name=str(file), lines={})
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        return Layer(problems=[_unreadable(str(file), error)], suspects=set(KNOBS))
+    return layer
+
+
+def _unreadable(name: str, error: Exception) -> str:
+    match error:
+        case FileNotFoundError():
+            return f"{name}: no such recipe; write the path of a YAML file"
+        case OSError():
+            return f"{name}: cannot be read ({error.strerror}); write the path of a YAML file"
+        case yaml.MarkedYAMLError(problem_mark=yaml.Mark() as mark):
+            return f"{name}:{mark.line + 1}: not valid YAML: {error.problem}"
+        case _:
+            return f"{name}: not a YAML text file: {str(error).splitlines()[0]}"
+
+
+def _take_node(
+    layer: Layer, loader: _Loader, node: yaml.Node | None, *, prefix: str, name: str, lines: dict[str, int]
+) -> None:
+    """Enter a mapping's keys into `layer`; `lines` remembers where each key stood first."""
+    if node is None or _is_null(node):
+        return  # an empty file, or a section whose lines are all commented out
+    if not isinstance(node, yaml.MappingNode):
+        layer.problems.append(f"{name}:{node.start_mark.line + 1}: must be lines of `key: value`")
+        layer.suspects |= set(KNOBS)
+        return
+    for key_node, value_node in node.value:
+        key, line = f"{prefix}{key_node.value}", key_node.start_mark.line + 1
+        where = f"{name}:{line}: "
+        if key in lines:
+            layer.problems.append(f"{where}'{key}' stands on line {lines[key]} already; keep one of the two")
+            continue
+        lines[key] = line
+        if key in SECTIONS and (isinstance(value_node, yaml.MappingNode) or _is_null(value_node)):
+            _take_node(layer, loader, value_node, prefix=f"{key}.", name=name, lines=lines)
+        else:
+            _take_value(layer, where, key, loader.construct_object(value_node, deep=True))
+
+
+def _is_null(node: yaml.Node) -> bool:
+    return isinstance(node, yaml.ScalarNode) and node.tag == "tag:yaml.org,2002:null"
+
+
+def _take_value(layer: Layer, where: str, key: str, value: object) -> None:
+    if key != "preset":
+        take(layer, where, key, value)
+    elif isinstance(value, str):
+        layer.preset = value
+    else:
+        layer.problems.append(f"{where}preset={shown(value)} must be a name: {', '.join(preset_names())}")
+
+
+def to_dict(config: PretrainConfig) -> dict[str, Any]:
+    """Nested dictionary of plain values: text, numbers, booleans, None, lists."""
+    plain: dict[str, Any] = _plain(asdict(config))
+    return plain
+
+
+def _plain(value: Any) -> Any:
+    match value:
+        case dict():
+            return {key: _plain(item) for key, item in value.items()}
+        case tuple():
+            return [_plain(item) for item in value]
+        case Path():
+            return str(value)
+        case _:
+            return value
+
+
+def from_dict(tree: Mapping[str, Any]) -> PretrainConfig:
+    """The inverse of `to_dict`; knobs that `tree` lacks are at their defaults.
+
+    Raises:
+        UsageError: unknown keys and wrong values, all of them.
+    """
+    layer = Layer()
+    _take_tree(layer, tree, "")
+    if layer.problems:
+        raise UsageError(*layer.problems)
+    return build(layer.values)
+
+
+def _take_tree(layer: Layer, tree: Mapping[str, Any], prefix: str) -> None:
+    for name, value in tree.items():
+        if prefix + name in SECTIONS and isinstance(value, Mapping):
+            _take_tree(layer, value, f"{prefix}{name}.")
+        else:
+            take(layer, "", prefix + name, value)
+
+
+def write_config(config: PretrainConfig, file: Path) -> None:
+    """Write every knob as plain YAML that `read_config` turns into an equal configuration."""
+    text = yaml.dump(to_dict(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    unfinished = file.with_name(f"{file.name}.tmp")
+    unfinished.write_text(
+        f"# Every knob of this run: `dino-ssl pretrain {file.name}` repeats it.\n{text}", encoding="utf-8"
+    )
+    unfinished.replace(file)
+
+
+def differences(before: PretrainConfig, after: PretrainConfig) -> list[str]:
+    """One line per knob that differs: "optim.lr: 0.0005 -> 0.001"."""
+    old, new = flatten(before), flatten(after)
+    return [f"{key}: {shown(old[key])} -> {shown(new[key])}" for key in KNOBS if old[key] != new[key]]

@@ -1,0 +1,193 @@
+"""SOURCE, as it is written after --data, to images: a name, a folder, class folders, arrays or a list file.
+
+    digits, cifar10, cifar100, fashion_mnist   a known name: its train split; or cifar10:test
+    photos                                     all images below; class folders become labels
+    imagenet                                   with train/ and val/ (or test/): its train/; or imagenet:val
+    arrays                                     x_train.npy, y_train.npy, x_test.npy, ...; or arrays:test
+    list.txt                                   a path per line, optionally a tab and a class
+
+A name wins over a folder of that name: write ./cifar10 for the folder.
+"""
+
+import difflib
+import stat
+from pathlib import Path
+from typing import Literal, Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Int64
+from PIL import Image
+
+from dino_ssl.data.folders import Files, read_folder, read_list
+from dino_ssl.data.named import NAMES, layout_at, open_named
+from dino_ssl.data.pixels import Pixels, read_arrays
+from dino_ssl.errors import UsageError
+
+__all__ = ["Files", "Pixels", "Source", "labels_in", "open_source", "test_source_of"]
+
+HELD_OUT = ("val", "test")
+SPLITS = ("train", *HELD_OUT)
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Images with a length and perhaps labels, and no transforms."""
+
+    @property
+    def name(self) -> str:
+        """Name or path, for people."""
+
+    @property
+    def labels(self) -> Int64[np.ndarray, " n"] | None:
+        """Indices into `classes`; None where nothing is known."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the labels; empty without labels."""
+
+    def __len__(self) -> int: ...
+
+    def image(self, index: int) -> Image.Image:
+        """The image in RGB; raises decoding.BrokenImage."""
+
+    def describe(self, index: int) -> str:
+        """What a person calls this image: a path, or `cifar10:train[12]`."""
+
+    def fingerprint(self) -> str:
+        """Short text that differs for another data set and stays when the same one moves."""
+
+
+def open_source(spec: str, root: Path) -> Source:
+    """Open what the user asked for.
+
+    Args:
+        spec: see the module's docstring.
+        root: folder in which known names lie, as torchvision lays them out.
+    Raises:
+        UsageError: it does not exist, is empty, or is not what it says.
+    """
+    place, split = _parse(spec)
+    path = _path(place)
+    if place in NAMES or _is_data_set(path):
+        if split == "val":
+            raise UsageError(f"data source '{spec}': there is no val; choose {place}:train or {place}:test")
+        return _open_data_set(place, split or "train", root)
+    kind = _kind(path)
+    if kind == "folder":
+        return _open_folder(path, split)
+    if kind == "file":
+        return _open_file(path, split)
+    raise UsageError(f"data source '{spec}' does not exist; {_nearby(place, path)}")
+
+
+def test_source_of(spec: str) -> str | None:
+    """The held-out part that belongs to a SOURCE to train on, as a SOURCE; None if there is none.
+
+    `cifar10` -> `cifar10:test`; a folder with train/ and val/ (or test/) -> `folder:val`; `folder/train` ->
+    its neighbour `folder/val`. A path that does not exist has none: `open_source` is the one that complains.
+    """
+    place, split = _parse(spec)
+    path = _path(place)
+    if split in HELD_OUT:
+        return None
+    if place in NAMES or _is_data_set(path):
+        return f"{place}:test"
+    if _kind(path / "train") == "folder" and (held_out := _held_out(path)):
+        return f"{place}:{held_out.name}"
+    if path.absolute().name == "train" and (held_out := _held_out(path.absolute().parent)):
+        return str(held_out)
+    return None
+
+
+def labels_in(source: Source, classes: tuple[str, ...]) -> Int64[np.ndarray, " n"]:
+    """The source's labels as indices into another source's classes: two folders number theirs independently.
+
+    Raises:
+        UsageError: the source has no labels, or a class that is not among `classes`.
+    """
+    if source.labels is None:
+        raise UsageError(f"data source '{source.name}' has no labels; they come from class folders")
+    if unknown := [name for name in source.classes if name not in classes]:
+        known = f"the {len(classes)} classes of the bank"
+        raise UsageError(f"data source '{source.name}': class '{unknown[0]}' is not among {known}")
+    renumber = {old: classes.index(name) for old, name in enumerate(source.classes)}
+    return np.array([renumber[int(label)] for label in source.labels], np.int64)
+
+
+def _parse(spec: str) -> tuple[str, str | None]:
+    """Place and split; a path that exists as it is written has no split, whatever colons it has."""
+    if not spec.partition(":")[0].strip():
+        raise UsageError(f"data is not set; write --data FOLDER, or --data with one of {', '.join(NAMES)}")
+    place, colon, split = spec.rpartition(":")
+    if not colon or _kind(_path(spec)):
+        return spec, None
+    if split in SPLITS:
+        return place, split
+    if place in NAMES or _kind(_path(place)):
+        raise UsageError(f"data source '{spec}': '{split}' is no split; choose from {', '.join(SPLITS)}")
+    return spec, None
+
+
+def _path(place: str) -> Path:
+    # The shell leaves the ~ of --data=~/photos as it is.
+    return Path(place).expanduser() if place.startswith("~/") else Path(place)
+
+
+def _kind(path: Path) -> Literal["folder", "file"] | None:
+    try:
+        return "folder" if stat.S_ISDIR(path.stat().st_mode) else "file"
+    except PermissionError:
+        raise UsageError(f"data source '{path}' cannot be opened: permission denied") from None
+    except (OSError, ValueError):  # ValueError: a zero byte in the path
+        return None
+
+
+def _is_data_set(path: Path) -> bool:
+    """A folder of arrays or CIFAR batches, which has a train and a test split."""
+    return _kind(path) == "folder" and (_kind(path / "x_train.npy") == "file" or layout_at(path) is not None)
+
+
+def _open_data_set(place: str, split: str, root: Path) -> Source:
+    if place in NAMES:
+        return open_named(place, split, root)
+    name = f"{place}:{split}"
+    found = layout_at(_path(place))
+    if found is None:
+        return read_arrays(_path(place), split, name)
+    folder, layout = found
+    return layout.read(folder, split, name)
+
+
+def _open_folder(path: Path, split: str | None) -> Source:
+    if split is None:
+        has_splits = _kind(path / "train") == "folder" and _held_out(path) is not None
+        return read_folder(path / "train" if has_splits else path)
+    if _kind(path / split) != "folder":
+        raise UsageError(f"data source '{path}:{split}': there is no folder '{path / split}'")
+    return read_folder(path / split)
+
+
+def _held_out(path: Path) -> Path | None:
+    return next((path / name for name in HELD_OUT if _kind(path / name) == "folder"), None)
+
+
+def _open_file(path: Path, split: str | None) -> Source:
+    if path.suffix.lower() != ".txt":
+        raise UsageError(f"data source '{path}' is a file; give a folder, or a .txt with one image path per line")
+    if split is not None:
+        raise UsageError(f"data source '{path}:{split}': a list file has no splits; write one list for each")
+    return read_list(path)
+
+
+def _nearby(place: str, path: Path) -> str:
+    """What could have been meant: a known name, or a neighbour of the first part that does not exist."""
+    names = difflib.get_close_matches(place.lower(), NAMES, n=1)
+    missing = path.absolute()
+    while _kind(missing.parent) != "folder":
+        missing = missing.parent
+    there = sorted(entry.name for entry in missing.parent.iterdir() if not entry.name.startswith("."))
+    close = difflib.get_close_matches(missing.name, there, n=3)
+    if names or close:
+        return f"did you mean {' or '.join(names + [str(missing.parent / entry) for entry in close])}?"
+    shown = ", ".join(there[:5]) + (", ..." if len(there) > 5 else "")
+    return f"{missing.parent} holds {shown or 'nothing'}; known names are {', '.join(NAMES)}"

@@ -1,0 +1,72 @@
+"""Pickles of arrays, read without running anything: only numpy arrays and plain values can come out."""
+
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dino_ssl.errors import UsageError
+
+
+def load(file: Path) -> dict[str, Any]:
+    """Read a pickled dictionary of arrays, lists, texts and numbers, of Python 2 or 3.
+
+    Returns:
+        The dictionary; keys that were bytes are texts.
+    Raises:
+        UsageError: the file is missing, damaged, holds no dictionary, or asks for anything else to be called.
+    """
+    try:
+        with file.open("rb") as stream:
+            content = _ArrayUnpickler(stream, encoding="latin1").load()  # what Python 2's arrays need
+    except FileNotFoundError:
+        raise UsageError(f"{file} does not exist") from None
+    except _ForbiddenError as error:
+        raise UsageError(f"{file} wants to call {error}, which no data set needs: it was not run") from None
+    except Exception as error:  # damaged opcodes can raise nearly anything
+        raise UsageError(f"{file} is damaged or no pickle: {error}; fetch it again") from None
+    if not isinstance(content, dict):
+        raise UsageError(f"{file} holds a {type(content).__name__}, not a dictionary of arrays")
+    return {key.decode("latin1") if isinstance(key, bytes) else str(key): content[key] for key in content}
+
+
+class _ForbiddenError(Exception):
+    """A name that is not on the list of `_ArrayUnpickler`."""
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """Every object that a pickle may call goes through `find_class`: numpy's constructors, nothing else."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        # numpy 2 renamed numpy.core to numpy._core; files of both are about.
+        allowed = _CONSTRUCTORS.get((module.replace("numpy._core", "numpy.core"), name))
+        if allowed is None:
+            raise _ForbiddenError(f"{module}.{name}")
+        return allowed
+
+
+def _latin1(text: str, encoding: str) -> bytes:
+    """Stands in for `_codecs.encode`, by which protocols up to 2 write bytes; no codec is looked up."""
+    if encoding != "latin1":
+        raise _ForbiddenError(f"_codecs.encode with {encoding!r}")
+    return text.encode("latin1")
+
+
+def _from_buffer(buffer: bytes | bytearray, dtype: Any, shape: Any, order: Any) -> Any:
+    return np.frombuffer(buffer, dtype).reshape(shape, order=order)
+
+
+def _scalar(dtype: Any, raw: bytes) -> Any:
+    return np.frombuffer(raw, dtype)[0]
+
+
+_CONSTRUCTORS: dict[tuple[str, str], Callable[..., Any]] = {
+    ("numpy", "ndarray"): np.ndarray,
+    ("numpy", "dtype"): np.dtype,
+    ("numpy.core.multiarray", "_reconstruct"): np.empty(0).__reduce__()[0],  # type: ignore[dict-item]
+    ("numpy.core.multiarray", "scalar"): _scalar,
+    ("numpy.core.numeric", "_frombuffer"): _from_buffer,
+    ("_codecs", "encode"): _latin1,
+}

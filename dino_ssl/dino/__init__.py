@@ -1,0 +1,1 @@
+"""The method: losses, centering, schedules, student and teacher."""

@@ -1,0 +1,92 @@
+"""Student and teacher: views in, loss out; then the momentum update.
+
+Sizes: b images of this micro-batch, v views of one size, k prototypes.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from dino_ssl.dino.centering import Center
+from dino_ssl.dino.losses import dino_loss, teacher_probabilities
+from dino_ssl.training import distributed
+
+
+class MultiCropNetwork(nn.Module):
+    """Backbone and head; one backbone pass per crop size, one pass of the head over all of them.
+
+    Source: arXiv:2104.14294; SwAV, arXiv:2006.09882.
+    """
+
+    backbone: nn.Module
+    head: nn.Module
+
+    def __init__(self, backbone: nn.Module, head: nn.Module) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.head = head
+
+    def forward(self, views: Sequence[Float[Tensor, "_v b 3 _s _s"]]) -> Float[Tensor, "all_v b k"]:
+        num_images = views[0].shape[1]
+        features = [self.backbone(crops.flatten(0, 1)) for crops in _merge_equal_sizes(views)]
+        logits: Tensor = self.head(torch.cat(features)).float()
+        return logits.reshape(-1, num_images, logits.shape[-1])
+
+
+def _merge_equal_sizes(views: Sequence[Tensor]) -> list[Tensor]:
+    """Join neighbours of one size, so that BN sees them in one pass, as in the original."""
+    merged: list[Tensor] = []
+    for crops in views:
+        if merged and merged[-1].shape[-1] == crops.shape[-1]:
+            merged[-1] = torch.cat((merged[-1], crops))
+        else:
+            merged.append(crops)
+    return merged
+
+
+class SelfDistillation:
+    """A student that learns to say of every view what its moving average, the teacher, says of another.
+
+    Args:
+        student: trained by gradient; wrapped here for data parallelism.
+        teacher: same architecture without drop path; starts as a copy of the student, takes no gradient, and
+            stays in training mode, so that its BN (if any) uses the statistics of its own crops.
+    """
+
+    def __init__(
+        self,
+        student: MultiCropNetwork,
+        teacher: MultiCropNetwork,
+        center: Center,
+        *,
+        student_temperature: float,
+        device: torch.device,
+    ) -> None:
+        self.student = distributed.synchronize_batch_norm(student, device).to(device)
+        self.teacher = distributed.synchronize_batch_norm(teacher, device).to(device)
+        self.teacher.load_state_dict(self.student.state_dict())
+        self.teacher.requires_grad_(False)
+        self.center = center.to(device)
+        self.student_temperature = student_temperature
+        self.parallel_student = distributed.data_parallel(self.student, device)
+
+    def loss(self, views: Sequence[Float[Tensor, "_v b 3 _s _s"]], teacher_temperature: float) -> Float[Tensor, ""]:
+        """Loss of a micro-batch; `views[0]` are the global crops, which alone the teacher sees."""
+        with torch.no_grad():
+            teacher_logits = self.teacher(views[:1])
+            targets = teacher_probabilities(teacher_logits, self.center.center, teacher_temperature)
+            self.center.accumulate(teacher_logits.flatten(0, 1))
+        return dino_loss(self.parallel_student(views), targets, self.student_temperature)
+
+    @torch.no_grad()
+    def update_teacher(self, momentum: float) -> None:
+        """Move every weight of the teacher towards the student's; BN buffers stay its own."""
+        torch._foreach_lerp_(list(self.teacher.parameters()), list(self.student.parameters()), 1 - momentum)
+
+    @torch.no_grad()
+    def update_center(self) -> None:
+        """Move the centre by the logits of all micro-batches and ranks since the last call."""
+        logit_sum, num_logits = self.center.collected()
+        self.center.update(distributed.all_sum(logit_sum) / (num_logits * distributed.world_size()))

@@ -1,0 +1,84 @@
+"""Where a transformer looks: attention of the class token over the patches, as numbers and as a picture."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from jaxtyping import Float, UInt8
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from dino_ssl.models.attention_map import AttentionMap
+
+MAX_HEADS = 6
+DPI = 100
+# Pixels of the picture.
+WIDTH = 1000
+MAX_CELL = 192
+GAP = 8
+TITLE = 28
+
+
+def cls_attention(attention: AttentionMap) -> Float[Tensor, "b heads h w"]:
+    """The class token's weights over the patches; without prefix tokens, the mean over all queries."""
+    weights = attention.weights
+    row = weights[:, :, 0] if attention.num_prefix_tokens else weights.mean(2)
+    return row[..., attention.num_prefix_tokens :].reshape(*row.shape[:2], *attention.grid)
+
+
+def attention_figure(images: UInt8[Tensor, "b 3 y x"], maps: Float[Tensor, "b heads h w"], path: Path) -> None:
+    """Draw a row for each image: the image, the mean over heads, then up to `MAX_HEADS` heads; write a PNG.
+
+    Each map is coloured from its own smallest weight (dark) to its own largest (bright).
+    """
+    num_heads = maps.shape[1]
+    shown = maps[:, :MAX_HEADS].float().cpu()
+    titles = ["image", f"mean of {num_heads} heads", *(f"head {head + 1}" for head in range(shown.shape[1]))]
+    layout = _Layout(len(images), len(titles), images.shape[-2], images.shape[-1])
+    figure = Figure(figsize=layout.inches(), dpi=DPI, facecolor="white")
+    for row, image in enumerate(images):
+        tiles = [image.permute(1, 2, 0).cpu(), maps[row].float().mean(0).cpu(), *shown[row]]
+        for column, tile in enumerate(tiles):
+            axes = figure.add_axes(layout.box(row, column))
+            axes.set_axis_off()
+            # "auto" enlarges pixels and patches as squares, and smooths what it has to make smaller.
+            axes.imshow(tile.numpy(), cmap="inferno", interpolation="auto", aspect="auto")
+            if row == 0:
+                axes.set_title(titles[column], fontsize=9, pad=5)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    FigureCanvasAgg(figure)
+    figure.savefig(path, format="png")
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Tiles at whole pixels of the picture, so that the pixels of a tiny image all get the same size."""
+
+    rows: int
+    columns: int
+    image_height: int
+    image_width: int
+
+    @property
+    def tile(self) -> tuple[int, int]:
+        """Width and height, pixels: a multiple of the image's where the image is smaller."""
+        width = min(MAX_CELL, (WIDTH - GAP) // self.columns - GAP)
+        if width >= self.image_width:
+            width -= width % self.image_width
+        return width, round(width * self.image_height / self.image_width)
+
+    @property
+    def picture(self) -> tuple[int, int]:
+        """Width and height, pixels."""
+        width, height = self.tile
+        return GAP + self.columns * (width + GAP), TITLE + self.rows * (height + GAP)
+
+    def inches(self) -> tuple[float, float]:
+        width, height = self.picture
+        return width / DPI, height / DPI
+
+    def box(self, row: int, column: int) -> tuple[float, float, float, float]:
+        """Left, bottom, width and height of a tile as shares of the picture."""
+        (width, height), (all_width, all_height) = self.tile, self.picture
+        left, bottom = GAP + column * (width + GAP), all_height - TITLE - row * (height + GAP) - height
+        return left / all_width, bottom / all_height, width / all_width, height / all_height

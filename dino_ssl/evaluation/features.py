@@ -1,0 +1,168 @@
+"""Images of a source through a frozen encoder: DINO's evaluation transform, batch by batch."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64, UInt8
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms import functional as TF
+
+from dino_ssl.data.crops import normalize
+from dino_ssl.data.decoding import BrokenImage
+from dino_ssl.data.sources import Source
+from dino_ssl.errors import DivergedError, RunError
+
+
+@dataclass(frozen=True)
+class Features:
+    """What an encoder says of the images of a source that can be read.
+
+    Attributes:
+        values: on the CPU.
+        indices: where each image stands in its source; picks its label.
+        broken: (file, reason) of each image that was left out.
+    """
+
+    values: Float[Tensor, "n d"]
+    indices: Int64[np.ndarray, " n"]
+    broken: list[tuple[str, str]]
+
+    @property
+    def num_broken(self) -> int:
+        return len(self.broken)
+
+
+def center_pixels(image: Image.Image, size: int, center_crop: float) -> UInt8[Tensor, "3 size size"]:
+    """Resize the short side to size / center_crop (bicubic, PIL), then cut out the centre.
+
+    An image of that size already is not resampled; DINO's 224 pixels of 256 are a `center_crop` of 0.875.
+    """
+    image = TF.resize(image, [round(size / center_crop)], InterpolationMode.BICUBIC)
+    pixels: Tensor = TF.pil_to_tensor(TF.center_crop(image, [size, size]))
+    return pixels
+
+
+def extract_features(
+    encoder: nn.Module,
+    source: Source,
+    *,
+    size: int,
+    center_crop: float,
+    mean: Sequence[float],
+    std: Sequence[float],
+    device: torch.device,
+    batch_size: int = 256,
+    num_workers: int = 0,
+    indices: Sequence[int] | None = None,
+    precision: torch.dtype | None = None,
+) -> Features:
+    """Encode the images `indices` (all by default), in that order, in evaluation mode and without gradients.
+
+    The encoder's modes and the global random states are afterwards what they were, so that training goes on
+    bit for bit as if nothing had happened.
+
+    Args:
+        encoder: normalised images [b, 3, size, size] to features [b, d]; lies on `device`.
+        size: side of the centre crop, pixels.
+        center_crop: `size` over the resized short side, in (0, 1].
+        precision: autocast to this type; None computes as the weights are.
+    Raises:
+        RunError: no image can be read.
+        DivergedError: a feature is not finite.
+    """
+    chosen = range(len(source)) if indices is None else indices
+    values, kept, broken = [], [], []
+    with evaluating(encoder), torch.no_grad(), torch.autocast(device.type, precision, precision is not None):
+        for batch in _batches(_CenterCrops(source, chosen, size, center_crop), batch_size, num_workers):
+            kept += batch.indices
+            broken += batch.broken
+            if batch.indices:
+                values.append(encoder(normalize(batch.pixels.to(device), mean, std)).float().cpu())
+    if not values:
+        raise RunError(f"{source.name}: none of the {len(chosen)} images can be read; {_first(broken)}")
+    features = Features(torch.cat(values), np.array(kept, np.int64), broken)
+    _check_finite(features, source)
+    return features
+
+
+def pixel_features(images: UInt8[np.ndarray, "n h w 3"]) -> Float[Tensor, "n d"]:
+    """Pixels in [0, 1] as features; the encoder `nn.Flatten()` with mean 0 and std 1 gives the same."""
+    return torch.from_numpy(images).permute(0, 3, 1, 2).flatten(1) / 255
+
+
+@contextmanager
+def evaluating(encoder: nn.Module) -> Iterator[None]:
+    """Evaluation mode, then each module's own mode again: a part may have been frozen in evaluation mode."""
+    modes = [(module, module.training) for module in encoder.modules()]
+    encoder.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+@dataclass(frozen=True)
+class _Batch:
+    pixels: UInt8[Tensor, "b 3 h w"]
+    indices: list[int]
+    broken: list[tuple[str, str]]
+
+
+class _CenterCrops(Dataset[tuple[int, Tensor | None, str]]):
+    """Index, pixels (None if broken) and the reason."""
+
+    def __init__(self, source: Source, indices: Sequence[int], size: int, center_crop: float) -> None:
+        self.source = source
+        self.indices = indices
+        self.size = size
+        self.center_crop = center_crop
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, position: int) -> tuple[int, Tensor | None, str]:
+        index = self.indices[position]
+        try:
+            image = self.source.image(index)
+        except BrokenImage as error:
+            return index, None, error.reason
+        return index, center_pixels(image, self.size, self.center_crop), ""
+
+    def collate(self, samples: list[tuple[int, Tensor | None, str]]) -> _Batch:
+        pixels = [image for _, image, _ in samples if image is not None]
+        return _Batch(
+            torch.stack(pixels) if pixels else torch.empty(0, 3, self.size, self.size, dtype=torch.uint8),
+            [index for index, image, _ in samples if image is not None],
+            [(self.source.describe(index), reason) for index, image, reason in samples if image is None],
+        )
+
+
+def _batches(crops: _CenterCrops, batch_size: int, num_workers: int) -> Iterator[_Batch]:
+    # A generator of its own: the loader's worker seeds must not move the global random state.
+    generator = torch.Generator()
+    loader: DataLoader[Any] = DataLoader(
+        crops, batch_size, num_workers=num_workers, collate_fn=crops.collate, generator=generator
+    )
+    return iter(loader)
+
+
+def _check_finite(features: Features, source: Source) -> None:
+    finite = torch.isfinite(features.values).all(1)
+    if not finite.all():
+        first = int(features.indices[int(finite.int().argmin())])
+        raise DivergedError(
+            f"the features of {int((~finite).sum())} of {len(finite)} images are not finite, "
+            f"the first of {source.describe(first)}; go back to an earlier checkpoint"
+        )
+
+
+def _first(broken: list[tuple[str, str]]) -> str:
+    return f"the first is {broken[0][0]} ({broken[0][1]})" if broken else "there are none"

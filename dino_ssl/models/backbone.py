@@ -1,0 +1,106 @@
+"""The contract of a backbone, and building one by name."""
+
+import difflib
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from dino_ssl.errors import UsageError
+from dino_ssl.models.attention_map import AttentionMap
+from dino_ssl.models.resnet import LAYOUTS, ResNet
+from dino_ssl.models.timm_adapter import TimmBackbone
+from dino_ssl.models.vit import VisionTransformer
+
+# embed_dim, depth, heads. Tiny, small and base are DeiT's (arXiv:2012.12877); micro is for CPUs.
+VIT_SIZES = {
+    "vit_micro": (128, 6, 4),
+    "vit_tiny": (192, 12, 3),
+    "vit_small": (384, 12, 6),
+    "vit_base": (768, 12, 12),
+}
+
+
+@runtime_checkable
+class Backbone(Protocol):
+    """What pretraining and evaluation ask of a network; images are normalised, sizes in pixels.
+
+    Calling it gives pooled features [b, embed_dim].
+    """
+
+    embed_dim: int
+
+    def __call__(self, images: Float[Tensor, "b c x y"]) -> Float[Tensor, "b d"]: ...
+
+    def patch_features(self, images: Float[Tensor, "b c x y"]) -> Float[Tensor, "b d h w"]:
+        """Features on a grid of patches (or of the last stage)."""
+
+    def attention(self, images: Float[Tensor, "b c x y"], block: int = -1) -> AttentionMap:
+        """Attention of a block; UsageError if the architecture has none to show."""
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute activations in the backward pass (timm's name for it)."""
+
+
+def build_backbone(
+    name: str,
+    *,
+    image_size: int,
+    patch_size: int = 16,
+    drop_path: float = 0.0,
+    small_stem: bool = False,
+    in_chans: int = 3,
+) -> VisionTransformer | ResNet | TimmBackbone:
+    """Build a backbone with fresh weights from PyTorch's global random state.
+
+    Args:
+        name: a key of `VIT_SIZES`, resnet18, resnet50, or timm/NAME.
+        image_size: the main input size, pixels.
+        patch_size: ViT only; divides `image_size`.
+        small_stem: ResNet only.
+    Raises:
+        UsageError: the name is unknown, or an option does not apply to it.
+    """
+    if small_stem and name not in LAYOUTS:
+        raise UsageError(f"model.small_stem applies to {', '.join(LAYOUTS)} only, not to model.name={name}")
+    if name in VIT_SIZES:
+        dim, depth, heads = VIT_SIZES[name]
+        return VisionTransformer(
+            image_size=image_size, patch_size=patch_size, embed_dim=dim, depth=depth, num_heads=heads,
+            drop_path=drop_path, in_chans=in_chans,
+        )  # fmt: skip
+    if name in LAYOUTS:
+        return ResNet(name, drop_path=drop_path, small_stem=small_stem, in_chans=in_chans)
+    if name.startswith("timm/"):
+        return TimmBackbone(name.removeprefix("timm/"), image_size=image_size, drop_path=drop_path, in_chans=in_chans)
+    raise UsageError(_unknown(name))
+
+
+def check_crop_sizes(backbone: nn.Module, sizes: dict[str, int]) -> None:
+    """Send one black image of each size through the network, before any long work.
+
+    Args:
+        sizes: side in pixels by the knob's name.
+    Raises:
+        UsageError: a size does not go through, with the network's own reason.
+    """
+    was_training = backbone.training
+    backbone.eval()
+    for knob, size in sizes.items():
+        try:
+            with torch.no_grad():
+                backbone(torch.zeros(1, 3, size, size))
+        except (RuntimeError, AssertionError, ValueError) as reason:
+            raise UsageError(
+                f"{knob}={size} does not go through this backbone ({reason}); "
+                "give every crop the same size, or choose a backbone that takes any size, such as vit_small"
+            ) from reason
+    backbone.train(was_training)
+
+
+def _unknown(name: str) -> str:
+    known = [*VIT_SIZES, *LAYOUTS]
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {near[0]}? " if near else ""
+    return f"model.name={name} is unknown; {hint}choose {', '.join(known)}, or timm/NAME for any timm model"

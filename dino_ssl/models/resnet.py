@@ -1,0 +1,43 @@
+"""ResNet-18 and ResNet-50, with torchvision's parameter names (as the released DINO ResNet-50 has them)."""
+
+from typing import Any
+
+from jaxtyping import Float
+from timm.models.resnet import BasicBlock, Bottleneck
+from timm.models.resnet import ResNet as TimmResNet
+from torch import Tensor, nn
+
+from dino_ssl.errors import UsageError
+from dino_ssl.models.attention_map import AttentionMap
+
+LAYOUTS: dict[str, dict[str, Any]] = {
+    "resnet18": {"block": BasicBlock, "layers": (2, 2, 2, 2)},
+    "resnet50": {"block": Bottleneck, "layers": (3, 4, 6, 3)},
+}
+
+
+class ResNet(TimmResNet):  # type: ignore[misc]
+    """ResNet whose output is the average-pooled last stage (He et al., arXiv:1512.03385).
+
+    Args:
+        name: resnet18 or resnet50.
+        drop_path: stochastic depth of the last block.
+        small_stem: 3x3 convolution of stride 1 and no pooling instead of 7x7, stride 2 and pooling, so that
+            images of 32 pixels keep their detail (the layout of CIFAR baselines).
+    """
+
+    def __init__(self, name: str, *, drop_path: float = 0.0, small_stem: bool = False, in_chans: int = 3) -> None:
+        super().__init__(**LAYOUTS[name], num_classes=0, drop_path_rate=drop_path, in_chans=in_chans)
+        self.name = name
+        self.embed_dim: int = self.num_features
+        if small_stem:
+            self.conv1 = nn.Conv2d(in_chans, 64, 3, stride=1, padding=1, bias=False)
+            self.maxpool = nn.Identity()
+            self.init_weights()
+
+    def patch_features(self, images: Float[Tensor, "b c x y"]) -> Float[Tensor, "b d h w"]:
+        """The last stage before pooling."""
+        return self.forward_features(images)  # type: ignore[no-any-return]
+
+    def attention(self, images: Float[Tensor, "b c x y"], block: int = -1) -> AttentionMap:
+        raise UsageError(f"{self.name} has no attention to show; ViTs have")

@@ -1,0 +1,1 @@
+"""The procedure of pretraining: loop, optimizer, checkpoints, journal, ranks."""

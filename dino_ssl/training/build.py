@@ -1,0 +1,101 @@
+"""From a config to the parts of a run."""
+
+import torch
+from torch import nn
+
+from dino_ssl.config import PretrainConfig
+from dino_ssl.data.crops import ViewRecipe, dino_recipe
+from dino_ssl.dino.centering import Center
+from dino_ssl.dino.method import MultiCropNetwork, SelfDistillation
+from dino_ssl.models.backbone import Backbone, build_backbone, check_crop_sizes
+from dino_ssl.models.heads import DINOHead
+
+
+def build_network(config: PretrainConfig, *, drop_path: float) -> MultiCropNetwork:
+    """Backbone and head with fresh weights from PyTorch's global random state."""
+    model, head = config.model, config.head
+    backbone = build_backbone(
+        model.name,
+        image_size=config.crops.global_size,
+        patch_size=model.patch_size,
+        drop_path=drop_path,
+        small_stem=model.small_stem,
+    )
+    projection = DINOHead(
+        backbone.embed_dim,
+        head.prototypes,
+        hidden_dim=head.hidden_dim,
+        bottleneck_dim=head.bottleneck_dim,
+        batch_norm=head.batch_norm,
+        norm_last_layer=head.norm_last_layer,
+    )
+    return MultiCropNetwork(backbone, projection)
+
+
+def untrained_backbone(config: PretrainConfig) -> nn.Module:
+    """The backbone as it was before the first step; the global random state is left as found."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        return build_network(config, drop_path=config.model.drop_path).backbone
+
+
+def build_method(config: PretrainConfig, device: torch.device) -> SelfDistillation:
+    """Student and teacher with the weights of `config.seed`, on `device`.
+
+    Raises:
+        UsageError: a crop size does not go through the backbone.
+    """
+    torch.manual_seed(config.seed)
+    student = build_network(config, drop_path=config.model.drop_path)
+    check_crop_sizes(student.backbone, _crop_sizes(config))
+    method = SelfDistillation(
+        student,
+        build_network(config, drop_path=0.0),
+        Center(config.head.prototypes, config.dino.center_momentum),
+        student_temperature=config.dino.student_temperature,
+        device=device,
+    )
+    if config.model.activation_checkpointing:
+        assert isinstance(student.backbone, Backbone)
+        student.backbone.set_grad_checkpointing()
+    if config.model.compile:
+        student.backbone.compile()
+        method.teacher.backbone.compile()
+    return method
+
+
+def build_recipes(config: PretrainConfig) -> tuple[ViewRecipe, ...]:
+    crops = config.crops
+    return dino_recipe(
+        global_size=crops.global_size,
+        global_scale=crops.global_scale,
+        num_local_crops=crops.num_local_crops,
+        local_size=crops.local_size,
+        local_scale=crops.local_scale,
+        flip=crops.flip,
+        color_jitter=crops.color_jitter,
+        grayscale=crops.grayscale,
+        blur=crops.blur,
+        solarize=crops.solarize,
+    )
+
+
+def autocast_dtype(config: PretrainConfig, device: torch.device) -> torch.dtype | None:
+    """What autocast computes in; None for fp32."""
+    match config.precision:
+        case "fp32":
+            return None
+        case "bf16":
+            return torch.bfloat16
+        case "fp16":
+            return torch.float16
+        case "auto":
+            has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+            return torch.bfloat16 if has_bf16 else None
+
+
+def _crop_sizes(config: PretrainConfig) -> dict[str, int]:
+    sizes = {"crops.global_size": config.crops.global_size}
+    if config.crops.num_local_crops:
+        sizes["crops.local_size"] = config.crops.local_size
+    return sizes

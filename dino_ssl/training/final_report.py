@@ -1,0 +1,93 @@
+"""What a person sees at the end of a run: a table, a picture of attention, the curve, the next step."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from dino_ssl.data.crops import normalize
+from dino_ssl.data.sources import Source
+from dino_ssl.errors import UsageError
+from dino_ssl.evaluation.attention import attention_figure, cls_attention
+from dino_ssl.evaluation.features import center_pixels, evaluating
+from dino_ssl.evaluation.report import table, write_results
+from dino_ssl.models.backbone import Backbone
+from dino_ssl.training import distributed
+from dino_ssl.training.build import untrained_backbone
+from dino_ssl.training.curves import curve
+from dino_ssl.training.online_knn import OnlineKnn
+from dino_ssl.training.run import Run
+
+NUM_PICTURES = 6
+
+
+@dataclass(frozen=True)
+class Report:
+    """Where the results lie and what they are.
+
+    Attributes:
+        knn: accuracies in [0, 1] by name; empty without labels.
+        text: the table and the files, for a terminal.
+    """
+
+    folder: Path
+    knn: dict[str, float]
+    text: str
+
+
+def final_report(run: Run) -> Report:
+    """Measure the teacher and what it has to beat, draw the pictures; rank 0 works, the others wait."""
+    rows = _knn_rows(run, run.knn) if run.knn is not None else []
+    files = _draw(run) if distributed.is_main() else []
+    distributed.barrier()
+    parts = []
+    if run.knn is not None:
+        parts.append(table(rows, run.knn.protocol().title()))
+        if distributed.is_main():
+            write_results(run.folder / "eval" / "results.json", run.knn.protocol(), rows)
+    parts.append("\n".join(f"{name:<16}{path}" for name, path in files))
+    return Report(run.folder, dict(rows), "\n\n".join(parts))
+
+
+def _knn_rows(run: Run, knn: OnlineKnn) -> list[tuple[str, float]]:
+    rows = [
+        ("teacher, last checkpoint", knn.measure(run.method.teacher.backbone, max_images=None)),
+        (
+            "same network, untrained",
+            knn.measure(untrained_backbone(run.config).to(run.device), max_images=None),
+        ),
+    ]
+    if distributed.is_main():
+        pixels = knn.pixels()
+        rows += [("raw pixels, cosine, mean image subtracted", pixels.cosine), ("raw pixels, L2", pixels.l2)]
+    return rows
+
+
+def _draw(run: Run) -> list[tuple[str, Path]]:
+    files = [("curve", curve(run.folder, prototypes=run.config.head.prototypes))]
+    attention = run.folder / "attention" / "attention.png"
+    try:
+        _draw_attention(run, attention)
+    except UsageError:  # an architecture without attention
+        pass
+    else:
+        files.append(("attention", attention))
+    return [*files, ("checkpoint", run.store.folder / "checkpoint.pth")]
+
+
+def _draw_attention(run: Run, path: Path) -> None:
+    """The teacher's last block on a few images that it was not trained on, if there are any."""
+    crops, backbone = run.config.crops, run.method.teacher.backbone
+    assert isinstance(backbone, Backbone)
+    source = run.knn.queries or run.source if run.knn else run.source
+    pixels = torch.stack(
+        [center_pixels(source.image(i), crops.global_size, run.config.knn.center_crop) for i in _examples(source)]
+    )
+    with evaluating(backbone), torch.no_grad():
+        attention = backbone.attention(normalize(pixels.to(run.device), crops.mean, crops.std))
+    attention_figure(pixels, cls_attention(attention), path)
+
+
+def _examples(source: Source) -> list[int]:
+    """Images spread over the data set."""
+    return list(range(0, len(source), max(1, len(source) // NUM_PICTURES)))[:NUM_PICTURES]

@@ -1,0 +1,142 @@
+"""The loop: one optimizer step on one screen."""
+
+import math
+from collections.abc import Iterator
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from dino_ssl.config import PretrainConfig
+from dino_ssl.data.crops import normalize
+from dino_ssl.data.loader import Batch
+from dino_ssl.errors import DivergedError, RunError
+from dino_ssl.training import distributed
+from dino_ssl.training.final_report import Report, final_report
+from dino_ssl.training.optim import clip_gradients, drop_last_layer_gradients, set_rates
+from dino_ssl.training.plan import Rates
+from dino_ssl.training.prepare import check_environment, num_workers, prepare
+from dino_ssl.training.run import Run
+
+
+def pretrain(config: PretrainConfig) -> Report:
+    """Pretrain to the end of the plan, from the newest checkpoint in `config.output_dir` if there is one.
+
+    Raises:
+        UsageError: something in the configuration or the input is wrong; nothing was started.
+        RunError: the run cannot go on; earlier checkpoints are untouched.
+        DivergedError: the loss is no longer finite.
+    """
+    device = check_environment(config)
+    with distributed.process_group(device):
+        run = prepare(config, device)
+        with run.journal:
+            train(run)
+            return final_report(run)
+
+
+def train(run: Run) -> None:
+    """Take every step that is left."""
+    parts = run.micro_batches(num_workers(run.config)) if not run.is_over() else iter(())
+    while not run.is_over():
+        now = run.plan.at(run.step)
+        set_rates(run.optimizer, lr=now.lr, weight_decay=now.weight_decay)
+        loss = accumulate_gradients(run, parts, now)
+        run.journal.add(distributed.all_mean(loss))
+        stepped = apply_gradients(run, now)
+        run.method.update_center()
+        if stepped:
+            run.method.update_teacher(now.momentum)
+        run.step += 1
+        after_step(run, now)
+
+
+def accumulate_gradients(run: Run, parts: Iterator[Batch], now: Rates) -> Float[Tensor, ""]:
+    """Backpropagate the micro-batches of one step; their mean loss on this rank, without gradient."""
+    run.optimizer.zero_grad(set_to_none=True)
+    total = torch.zeros((), device=run.device)
+    for part in range(run.shares.accumulation):
+        views = to_device(run, next_batch(run, parts))
+        is_last = part == run.shares.accumulation - 1
+        with distributed.gradient_sync(run.method.parallel_student, enabled=is_last):
+            with torch.autocast(run.device.type, run.autocast_dtype, enabled=run.autocast_dtype is not None):
+                loss = run.method.loss(views, now.teacher_temperature) / run.shares.accumulation
+            run.scaler.scale(loss).backward()
+        total += loss.detach()
+    return total
+
+
+def next_batch(run: Run, parts: Iterator[Batch]) -> Batch:
+    with run.journal.waiting():
+        batch = next(parts)
+    run.broken.add(batch.broken)
+    if not batch.views:
+        raise RunError(
+            f"{len(batch.broken)} images in a row could not be read, the last {batch.broken[-1][0]} "
+            f"({batch.broken[-1][1]}); see {run.broken.path}"
+        )
+    return batch
+
+
+def to_device(run: Run, batch: Batch) -> list[Float[Tensor, "_v b 3 _s _s"]]:
+    """Bytes to normalised floats on the device."""
+    crops = run.config.crops
+    return [normalize(view.to(run.device, non_blocking=True), crops.mean, crops.std) for view in batch.views]
+
+
+def apply_gradients(run: Run, now: Rates) -> bool:
+    """Clip and step; False if the fp16 scaler skipped the step, in which case the teacher must not move either."""
+    run.scaler.unscale_(run.optimizer)
+    per_tensor = run.config.compat == "dino"
+    clip_gradients(run.method.student.parameters(), run.config.optim.clip_grad, per_tensor=per_tensor)
+    if now.last_layer_is_frozen:
+        drop_last_layer_gradients(run.method.student)
+    if not run.scaler.is_enabled():
+        run.optimizer.step()
+        return True
+    scale = run.scaler.get_scale()
+    run.scaler.step(run.optimizer)
+    run.scaler.update()
+    return run.scaler.get_scale() >= scale or run.config.compat == "dino"
+
+
+def after_step(run: Run, now: Rates) -> None:
+    """Log, evaluate and save, each when it is due."""
+    saving = run.is_over() or run.step % (run.config.checkpoint.every_steps or run.plan.steps_per_epoch) == 0
+    # A checkpoint is never written without a look at the loss before it.
+    if saving or run.journal.is_due(run.step):
+        log(run, now)
+    if run.at_epoch_end():
+        end_epoch(run, now)
+    if saving:
+        with run.journal.paused():
+            run.save()
+
+
+def log(run: Run, now: Rates) -> None:
+    """Write this step's numbers: the only place that waits for the device.
+
+    Raises:
+        DivergedError: the loss is not finite; every rank sees the same mean, so all stop together.
+    """
+    rates = {
+        "train/lr": now.lr,
+        "train/weight_decay": now.weight_decay,
+        "train/momentum": now.momentum,
+        "train/teacher_temperature": now.teacher_temperature,
+    }
+    loss = run.journal.log(run.step, run.step / run.plan.steps_per_epoch, rates)
+    if not math.isfinite(loss):
+        raise DivergedError(
+            f"the loss is {loss} at step {run.step}; the last good checkpoint stays in {run.store.folder}. "
+            "Lower optim.lr or dino.teacher_temperature, raise optim.warmup_epochs, or write --precision fp32"
+        )
+
+
+def end_epoch(run: Run, now: Rates) -> None:
+    """k-NN of the teacher if it is due, and the epoch's line."""
+    if run.knn is not None and run.knn.is_due(run.epoch):
+        with run.journal.paused():
+            top1 = run.knn.measure(run.method.teacher.backbone, max_images=run.config.knn.max_images)
+        run.journal.knn(run.step, run.epoch, top1)
+    run.journal.end_epoch(run.step, run.epoch, lr=now.lr, weight_decay=now.weight_decay)

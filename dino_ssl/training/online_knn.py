@@ -1,0 +1,140 @@
+"""Weighted k-NN of the teacher while it trains, and of everything it is compared to at the end."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from dino_ssl.config import PretrainConfig
+from dino_ssl.data.loader import Purpose, stream
+from dino_ssl.data.sources import Source, labels_in, open_source, test_source_of
+from dino_ssl.errors import UsageError
+from dino_ssl.evaluation.features import extract_features
+from dino_ssl.evaluation.knn import PixelBaselines, knn_accuracy, pixel_baselines
+from dino_ssl.evaluation.report import KnnProtocol
+from dino_ssl.training import distributed
+
+# Pixels of larger images say little and fill the memory; the baseline looks at this side, in pixels, at most.
+PIXEL_SIDE = 32
+logger = logging.getLogger("dino_ssl")
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Features with the classes of their images."""
+
+    values: Float[Tensor, "n d"]
+    labels: Int64[Tensor, " n"]
+
+
+@dataclass(frozen=True)
+class OnlineKnn:
+    """A labelled bank and queries; without queries each image of the bank is left out in turn."""
+
+    config: PretrainConfig
+    bank: Source
+    queries: Source | None
+    device: torch.device
+
+    def is_due(self, epoch: int) -> bool:
+        """Whether to measure after `epoch` finished epochs."""
+        return epoch % self.config.knn.every_epochs == 0
+
+    def measure(self, backbone: nn.Module, *, max_images: int | None) -> float:
+        """Top-1 accuracy in [0, 1]; measured on rank 0, known to all.
+
+        Args:
+            max_images: bound on bank and queries, drawn once for the whole run; None takes every image.
+        """
+        top1 = self._measure(backbone, max_images) if distributed.is_main() else 0.0
+        return distributed.broadcast(top1)
+
+    def pixels(self) -> PixelBaselines:
+        """What the pixels themselves reach, every image; on rank 0."""
+        side = min(PIXEL_SIDE, self.config.crops.global_size)
+        bank, queries = self._sets(nn.Flatten(), None, size=side, mean=(0.0,) * 3, std=(1.0,) * 3)
+        return pixel_baselines(
+            bank.values, bank.labels, queries.values, queries.labels,
+            k=self.config.knn.k, temperature=self.config.knn.temperature, leave_one_out=self.queries is None,
+        )  # fmt: skip
+
+    def protocol(self) -> KnnProtocol:
+        """What the accuracies over every image were measured with."""
+        queries = self.queries or self.bank
+        return KnnProtocol(
+            k=self.config.knn.k,
+            temperature=self.config.knn.temperature,
+            size=self.config.crops.global_size,
+            center_crop=self.config.knn.center_crop,
+            bank=self.bank.name,
+            queries=queries.name,
+            num_bank=len(self.bank),
+            num_queries=len(queries),
+        )
+
+    def _measure(self, backbone: nn.Module, max_images: int | None) -> float:
+        crops, knobs = self.config.crops, self.config.knn
+        bank, queries = self._sets(backbone, max_images, size=crops.global_size, mean=crops.mean, std=crops.std)
+        result = knn_accuracy(
+            bank.values, bank.labels, queries.values, queries.labels,
+            ks=(knobs.k,), temperature=knobs.temperature, leave_one_out=self.queries is None,
+        )  # fmt: skip
+        return result.top1[knobs.k]
+
+    def _sets(
+        self,
+        encoder: nn.Module,
+        max_images: int | None,
+        *,
+        size: int,
+        mean: tuple[float, float, float],
+        std: tuple[float, float, float],
+    ) -> tuple[Labelled, Labelled]:
+        """Bank and queries; the same object twice when there are no queries."""
+        classes = self.bank.classes
+
+        def labelled(source: Source) -> Labelled:
+            features = extract_features(
+                encoder, source, size=size, center_crop=self.config.knn.center_crop, mean=mean, std=std,
+                device=self.device, indices=self._subset(source, max_images),
+            )  # fmt: skip
+            labels = torch.from_numpy(labels_in(source, classes)[features.indices])
+            return Labelled(features.values.to(self.device), labels.to(self.device))
+
+        bank = labelled(self.bank)
+        return bank, bank if self.queries is None else labelled(self.queries)
+
+    def _subset(self, source: Source, max_images: int | None) -> Sequence[int] | None:
+        if max_images is None or len(source) <= max_images:
+            return None
+        chosen = stream(self.config.seed, Purpose.KNN, 0).permutation(len(source))[:max_images]
+        return [int(index) for index in np.sort(chosen)]
+
+
+def open_knn(config: PretrainConfig, training: Source, device: torch.device) -> OnlineKnn | None:
+    """The k-NN that the configuration asks for; None where it is off or the images have no labels.
+
+    Raises:
+        UsageError: a SOURCE given for it has no labels, classes that the bank lacks, or fewer images than k.
+    """
+    knobs = config.knn
+    if knobs.every_epochs == 0:
+        return None
+    bank = open_source(knobs.train, config.data_root) if knobs.train else training
+    if bank.labels is None and not (knobs.train or knobs.test):
+        logger.info("no labels in %s: no k-NN; name labelled images with --knn.train to measure it", config.data)
+        return None
+    test = knobs.test or test_source_of(knobs.train or config.data)
+    queries = open_source(test, config.data_root) if test else None
+    for source in (bank, queries or bank):
+        labels_in(source, bank.classes)
+    if not knobs.k < min(len(bank), knobs.max_images):
+        raise UsageError(
+            f"knn.k={knobs.k} needs a bank of more than {min(len(bank), knobs.max_images)} images; "
+            f"write --knn.k {max(1, len(bank) // 10)}, or --knn.every-epochs 0 for no k-NN"
+        )
+    return OnlineKnn(config, bank, queries, device)

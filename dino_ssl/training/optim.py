@@ -1,0 +1,113 @@
+"""Parameter groups, optimizers, clipping and the frozen last layer."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import SGD, AdamW, Optimizer
+
+
+class LARS(Optimizer):
+    """SGD with momentum and a learning rate per tensor; 1-D parameters have neither decay nor adaptation.
+
+    Args:
+        trust: the coefficient eta of the paper.
+
+    Source: You et al., arXiv:1708.03888, as facebookresearch/dino computes it.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        *,
+        lr: float = 0.0,
+        weight_decay: float = 0.0,
+        momentum: float = 0.9,
+        trust: float = 0.001,
+    ) -> None:
+        defaults = {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "trust": trust}
+        super().__init__(params, defaults)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        assert closure is None, "LARS takes no closure"
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    self._update(parameter, group)
+
+    def _update(self, parameter: Tensor, group: dict[str, Any]) -> None:
+        update = parameter.grad
+        assert update is not None
+        if parameter.ndim != 1:
+            update = update.add(parameter, alpha=group["weight_decay"])
+            update = update * _trust_ratio(parameter, update, group["trust"])
+        state = self.state[parameter]
+        if "momentum_buffer" not in state:
+            state["momentum_buffer"] = torch.zeros_like(parameter)
+        state["momentum_buffer"].mul_(group["momentum"]).add_(update)
+        parameter.sub_(state["momentum_buffer"], alpha=group["lr"])
+
+
+def _trust_ratio(parameter: Tensor, update: Tensor, trust: float) -> Tensor:
+    """`trust * |parameter| / |update|`, or 1 where either norm is 0."""
+    size, step = parameter.norm(), update.norm()
+    return torch.where((size > 0) & (step > 0), trust * size / step, torch.ones_like(size))
+
+
+def parameter_groups(module: nn.Module) -> list[dict[str, Any]]:
+    """Trainable parameters as the original groups them: first those that weight decay touches, then the rest.
+
+    Biases and 1-D parameters are not decayed; position table, class token and prototypes are.
+    """
+    named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+    plain = [p for name, p in named if name.endswith(".bias") or p.ndim == 1]
+    plain_ids = {id(p) for p in plain}
+    decayed = [p for _, p in named if id(p) not in plain_ids]
+    return [{"params": decayed}, {"params": plain, "weight_decay": 0.0}]
+
+
+def build_optimizer(name: str, groups: list[dict[str, Any]]) -> Optimizer:
+    """AdamW, SGD with momentum 0.9, or LARS; `set_rates` gives the learning rate before each step."""
+    match name:
+        case "adamw":
+            # One kernel for all tensors: several times faster than the loop, on the CPU too.
+            return AdamW(groups, fused=True)
+        case "sgd":
+            return SGD(groups, lr=0.0, momentum=0.9)
+        case "lars":
+            return LARS(groups)
+    raise ValueError(f"optim.name={name!r} is unknown; choose adamw, sgd or lars")
+
+
+def set_rates(optimizer: Optimizer, *, lr: float, weight_decay: float) -> None:
+    """Assign this step's rates; weight decay to the first group only."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    optimizer.param_groups[0]["weight_decay"] = weight_decay
+
+
+def clip_gradients(parameters: Iterable[Tensor], max_norm: float, *, per_tensor: bool) -> None:
+    """Shrink gradients to at most `max_norm`, all together or each tensor by itself, without a device sync.
+
+    Args:
+        max_norm: 0 leaves gradients as they are.
+        per_tensor: as the original does; it changes the direction of the step, so it is not our default.
+    """
+    parameters = [p for p in parameters if p.grad is not None]
+    if not parameters or max_norm == 0:
+        return
+    if not per_tensor:
+        nn.utils.clip_grad_norm_(parameters, max_norm)
+        return
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    factors = [(max_norm / (norm + 1e-6)).clamp(max=1.0) for norm in torch._foreach_norm(gradients)]
+    torch._foreach_mul_(gradients, factors)
+
+
+def drop_last_layer_gradients(module: nn.Module) -> None:
+    """Keep the prototypes, and the optimizer's memory of them, untouched in this step."""
+    for name, parameter in module.named_parameters():
+        if "last_layer" in name:
+            parameter.grad = None

@@ -1,0 +1,194 @@
+"""Everything that is checked, opened and built before the first step."""
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from dino_ssl import __version__
+from dino_ssl.config import PretrainConfig
+from dino_ssl.config_checks import check, check_schedule
+from dino_ssl.config_yaml import differences, load_config, write_config
+from dino_ssl.data.decoding import BrokenImage
+from dino_ssl.data.loader import Shares, share_out
+from dino_ssl.data.sources import Source, open_source
+from dino_ssl.errors import UsageError
+from dino_ssl.training import distributed
+from dino_ssl.training.broken_images import BrokenImages
+from dino_ssl.training.build import autocast_dtype, build_method
+from dino_ssl.training.checkpoint import CheckpointStore
+from dino_ssl.training.journal import Journal
+from dino_ssl.training.online_knn import open_knn
+from dino_ssl.training.optim import build_optimizer, parameter_groups
+from dino_ssl.training.plan import make_plan
+from dino_ssl.training.run import Run
+from dino_ssl.training.trackers import missing_extras
+
+# Knobs that may change when a run resumes: they do not touch the weights.
+FREE_TO_CHANGE = (
+    "data_root",
+    "output_dir",
+    "device",
+    "micro_batch_size",
+    "loader.",
+    "knn.",
+    "checkpoint.",
+    "log.",
+)
+PROBED_IMAGES = 32
+
+
+def check_environment(config: PretrainConfig) -> torch.device:
+    """This rank's device.
+
+    Raises:
+        UsageError: every mistake of the configuration, and a device that is not there.
+    """
+    problems = check(config)
+    if config.device == "cuda" and not torch.cuda.is_available():
+        problems.append("device=cuda, but PyTorch finds no GPU; write --device cpu, or install PyTorch with CUDA")
+    kind = "cuda" if config.device == "auto" and torch.cuda.is_available() else config.device.replace("auto", "cpu")
+    if config.precision == "fp16" and kind != "cuda":
+        problems.append("precision=fp16 needs a GPU; write --precision bf16 or --precision fp32")
+    problems += missing_extras(tensorboard=config.log.tensorboard, wandb=config.log.wandb)
+    if problems:
+        raise UsageError(*problems)
+    return distributed.local_device(kind)
+
+
+def num_workers(config: PretrainConfig) -> int:
+    """Worker processes of this rank: what the config says, or the cores it may use less one, at most 10."""
+    if config.loader.num_workers is not None:
+        return config.loader.num_workers
+    ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return max(0, min(10, len(os.sched_getaffinity(0)) // ranks_here - 1))
+
+
+def prepare(config: PretrainConfig, device: torch.device) -> Run:
+    """Open the data and the folder, build the method, resume.
+
+    Raises:
+        UsageError: the data, the batch, the folder or the network do not fit the configuration.
+        RunError: the folder has checkpoints, but none that this run can continue.
+    """
+    source = open_source(config.data, config.data_root)
+    _check_readable(source)
+    shares, steps_per_epoch = _share_out(config, len(source))
+    plan = make_plan(config, steps_per_epoch)
+    knn = open_knn(config, source, device)
+    if distributed.is_main():
+        _claim_folder(config, source, device)
+    distributed.barrier()
+    method = build_method(config, device)
+    # Ranks differ in their drop path masks; in the original they are alike.
+    torch.manual_seed(config.seed + (0 if config.compat == "dino" else distributed.rank()))
+    run = Run(
+        config=config,
+        source=source,
+        plan=plan,
+        shares=shares,
+        device=device,
+        autocast_dtype=autocast_dtype(config, device),
+        method=method,
+        optimizer=build_optimizer(config.optim.name, parameter_groups(method.student)),
+        scaler=torch.amp.GradScaler(device.type, enabled=config.precision == "fp16"),
+        store=_open_store(config),
+        journal=_open_journal(config, plan.total_steps),
+        knn=knn,
+        broken=BrokenImages(_list_of_broken(config), len(source), config.loader.max_broken),
+    )
+    run.resume()
+    return run
+
+
+def _check_readable(source: Source) -> None:
+    """Try images spread over the data set until one can be read."""
+    reasons = []
+    for index in range(0, len(source), max(1, len(source) // PROBED_IMAGES)):
+        try:
+            source.image(index)
+        except BrokenImage as error:
+            reasons.append(f"{source.describe(index)}: {error.reason}")
+        else:
+            return
+    raise UsageError(
+        f"data={source.name}: none of the {len(reasons)} images tried could be read; write --data with a folder "
+        f"of images. The first: {'; '.join(reasons[:3])}"
+    )
+
+
+def _share_out(config: PretrainConfig, num_images: int) -> tuple[Shares, int]:
+    """Micro-batches, and steps in an epoch."""
+    if config.batch_size > num_images:
+        raise UsageError(
+            f"batch_size={config.batch_size} is larger than the data set ({num_images} images in {config.data}); "
+            f"write --batch-size {max(1, num_images // 4)} or less"
+        )
+    try:
+        shares = share_out(config.batch_size, distributed.world_size(), config.micro_batch_size)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    steps_per_epoch = num_images // config.batch_size
+    problems = check_schedule(config, steps_per_epoch)
+    if problems:
+        raise UsageError(*problems)
+    return shares, steps_per_epoch
+
+
+def _claim_folder(config: PretrainConfig, source: Source, device: torch.device) -> None:
+    """Write the resolved configuration, or compare with the one that is there."""
+    path = config.output_dir / "config.yaml"
+    if path.exists():
+        changed = [line for line in differences(load_config(path), config) if not line.startswith(FREE_TO_CHANGE)]
+        if changed:
+            raise UsageError(
+                f"output_dir={config.output_dir} holds another run; write --output-dir for a new folder, or give "
+                f"these their old values to resume it: {'; '.join(changed)}"
+            )
+    try:
+        config.output_dir.mkdir(parents=True, exist_ok=True)
+        write_config(config, path)
+        (config.output_dir / "run.json").write_text(json.dumps(_describe(source, device), indent=2) + "\n")
+    except OSError as error:
+        raise UsageError(
+            f"output_dir={config.output_dir} cannot be written ({error.strerror}); write --output-dir with another"
+        ) from error
+
+
+def _describe(source: Source, device: torch.device) -> dict[str, object]:
+    return {
+        "dino_ssl": __version__,
+        "torch": torch.__version__,
+        "python": sys.version.split()[0],
+        "command": sys.argv,
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "ranks": distributed.world_size(),
+        "data": {"name": source.name, "num_images": len(source), "fingerprint": source.fingerprint()},
+    }
+
+
+def _open_store(config: PretrainConfig) -> CheckpointStore:
+    knobs = config.checkpoint
+    return CheckpointStore(config.output_dir / "checkpoints", keep_last=knobs.keep_last, keep_every=knobs.keep_every)
+
+
+def _open_journal(config: PretrainConfig, total_steps: int) -> Journal:
+    return Journal(
+        config.output_dir,
+        every_steps=config.log.every_steps,
+        total_steps=total_steps,
+        images_per_step=config.batch_size,
+        is_main=distributed.is_main(),
+        tensorboard=config.log.tensorboard,
+        wandb=config.log.wandb,
+    )
+
+
+def _list_of_broken(config: PretrainConfig) -> Path:
+    """One list per rank, so that no two processes write one file."""
+    suffix = "" if distributed.is_main() else f".rank{distributed.rank()}"
+    return config.output_dir / f"broken_images{suffix}.txt"

@@ -1,0 +1,153 @@
+"""A run: its parts, its place in the data, and how both go into a checkpoint and come back."""
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.optim import Optimizer
+
+from dino_ssl import __version__
+from dino_ssl.config import PretrainConfig
+from dino_ssl.config_yaml import to_dict
+from dino_ssl.data.loader import Batch, BatchOrder, MultiCropDataset, Shares, batches
+from dino_ssl.data.sources import Source
+from dino_ssl.dino.method import SelfDistillation
+from dino_ssl.errors import RunError
+from dino_ssl.training import distributed
+from dino_ssl.training.broken_images import BrokenImages
+from dino_ssl.training.build import build_recipes
+from dino_ssl.training.checkpoint import CheckpointStore, capture_rng, restore_rng
+from dino_ssl.training.journal import Journal
+from dino_ssl.training.online_knn import OnlineKnn
+from dino_ssl.training.plan import Plan
+
+FORMAT = "dino-ssl/1"
+logger = logging.getLogger("dino_ssl")
+
+
+@dataclass
+class Run:
+    """Everything that a step touches; `step` counts finished optimizer steps."""
+
+    config: PretrainConfig
+    source: Source
+    plan: Plan
+    shares: Shares
+    device: torch.device
+    autocast_dtype: torch.dtype | None
+    method: SelfDistillation
+    optimizer: Optimizer
+    scaler: torch.amp.GradScaler
+    store: CheckpointStore
+    journal: Journal
+    knn: OnlineKnn | None
+    broken: BrokenImages
+    step: int = 0
+
+    @property
+    def epoch(self) -> int:
+        """Finished epochs."""
+        return self.step // self.plan.steps_per_epoch
+
+    @property
+    def folder(self) -> Path:
+        return self.config.output_dir
+
+    def at_epoch_end(self) -> bool:
+        return self.step % self.plan.steps_per_epoch == 0
+
+    def is_over(self) -> bool:
+        return self.step >= self.plan.total_steps
+
+    def micro_batches(self, num_workers: int) -> Iterator[Batch]:
+        """This rank's micro-batches from the present step to the end of the run."""
+        order = BatchOrder(
+            len(self.source),
+            seed=self.config.seed,
+            shares=self.shares,
+            rank=distributed.rank(),
+            start_step=self.step,
+            total_steps=self.plan.total_steps,
+        )
+        dataset = MultiCropDataset(self.source, build_recipes(self.config), self.config.seed)
+        return batches(dataset, order, num_workers=num_workers, pin_memory=self.device.type == "cuda")
+
+    def save(self) -> None:
+        """Write a checkpoint; a collective, of which rank 0 writes the file."""
+        rng = distributed.gather(capture_rng())
+        if distributed.is_main():
+            self.store.save(self._state(rng), self.step)
+        distributed.barrier()
+
+    def _state(self, rng: list[dict[str, Any]]) -> dict[str, Any]:
+        """Names of the original first (`module.` is what its students carry), then what exact resuming needs."""
+        student = self.method.student.state_dict()
+        return {
+            "student": {f"module.{name}": value for name, value in student.items()},
+            "teacher": self.method.teacher.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "epoch": self.epoch,
+            "args": {
+                "arch": self.config.model.name,
+                "patch_size": self.config.model.patch_size,
+                "out_dim": self.config.head.prototypes,
+            },
+            "dino_loss": self.method.center.state_dict(),
+            "fp16_scaler": self.scaler.state_dict(),
+            "format": FORMAT,
+            "version": __version__,
+            "step": self.step,
+            "config": to_dict(self.config),
+            "data": {"fingerprint": self.source.fingerprint(), "num_images": len(self.source)},
+            "rng": rng,
+            "journal": self.journal.state_dict(),
+        }
+
+    def resume(self) -> None:
+        """Continue from the newest good checkpoint in the run's folder, if there is one."""
+        found = self.store.load_latest()
+        if found is None:
+            return
+        state, path = found
+        self._check_fits(state, path)
+        student = {name.removeprefix("module."): value for name, value in state["student"].items()}
+        self.method.student.load_state_dict(student)
+        self.method.teacher.load_state_dict(state["teacher"])
+        self.method.center.load_state_dict(state["dino_loss"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["fp16_scaler"])
+        self.step = state["step"]
+        self._restore_rng(state["rng"])
+        self.journal.load_state_dict(state["journal"])
+        self.journal.resume_at(self.step, self.epoch)
+        logger.info("resumed at step %d of %d from %s", self.step, self.plan.total_steps, path)
+
+    def _check_fits(self, state: dict[str, Any], path: Path) -> None:
+        if state.get("format") != FORMAT:
+            raise RunError(f"{path} is not a checkpoint of this tool's pretraining; move it out of {self.folder}")
+        expected = {f"module.{name}": value.shape for name, value in self.method.student.state_dict().items()}
+        stored = {name: value.shape for name, value in state["student"].items()}
+        odd = sorted(name for name in expected.keys() | stored.keys() if expected.get(name) != stored.get(name))
+        if odd:
+            raise RunError(
+                f"{path} holds another architecture ({state['args']['arch']}): {len(odd)} tensors differ, first "
+                f"{odd[0]}; write --output-dir for a new folder, or the model and head that the folder was made with"
+            )
+        if state["data"]["fingerprint"] != self.source.fingerprint():
+            raise RunError(
+                f"data={self.config.data} is not what {path} was trained on ({state['data']['num_images']} images "
+                f"then, {len(self.source)} now, or other names); restore them, or write --output-dir for a new run"
+            )
+
+    def _restore_rng(self, rng: list[dict[str, Any]]) -> None:
+        if len(rng) == distributed.world_size():
+            restore_rng(rng[distributed.rank()])
+            return
+        logger.warning(
+            "resuming on %d ranks what ran on %d: the global batch stays %d; drop path draws anew",
+            distributed.world_size(), len(rng), self.config.batch_size,
+        )  # fmt: skip
+        torch.manual_seed(self.config.seed + (self.step << 16) + distributed.rank())

@@ -1,0 +1,203 @@
+import subprocess
+import sys
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+from torchvision import transforms
+
+from dino_ssl.data.decoding import BrokenImage
+from dino_ssl.data.sources import Source
+from dino_ssl.errors import DivergedError, RunError
+from dino_ssl.evaluation.features import center_pixels, extract_features, normalize, pixel_features
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Images of several sizes; some cannot be read."""
+
+    num_images: int = 7
+    broken: tuple[int, ...] = ()
+    name: str = "noise"
+    labels: None = None
+    classes: tuple[str, ...] = ()
+    sizes: tuple[tuple[int, int], ...] = field(default=((40, 50, 3), (64, 41, 3), (16, 16, 3)))
+
+    def __len__(self):
+        return self.num_images
+
+    def image(self, index):
+        if index in self.broken:
+            raise BrokenImage(self.describe(index), "truncated")
+        rng = np.random.default_rng(index)
+        return Image.fromarray(rng.integers(0, 256, self.sizes[index % len(self.sizes)], np.uint8))
+
+    def describe(self, index):
+        return f"noise[{index}]"
+
+    def fingerprint(self):
+        return "noise"
+
+
+def extract(encoder, source, **options):
+    settings = {"size": 16, "center_crop": 0.875, "mean": MEAN, "std": STD, "device": torch.device("cpu")}
+    return extract_features(encoder, source, **(settings | options))
+
+
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Dropout(0.5), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+
+def test_the_test_source_is_a_source():
+    assert isinstance(Noise(), Source)
+
+
+@pytest.mark.parametrize(("size", "center_crop", "resized"), [(224, 0.875, 256), (16, 0.875, 18), (32, 1.0, 32)])
+@pytest.mark.parametrize("shape", [(40, 50, 3), (300, 260, 3), (16, 16, 3), (500, 37, 3)])
+def test_center_crops_are_those_of_torchvision(size, center_crop, resized, shape):
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, shape, np.uint8))
+    oracle = transforms.Compose([
+        transforms.Resize(resized, transforms.InterpolationMode.BICUBIC),
+        transforms.CenterCrop(size),
+        transforms.ToTensor(),
+        transforms.Normalize(MEAN, STD),
+    ])  # fmt: skip
+    torch.testing.assert_close(
+        normalize(center_pixels(image, size, center_crop)[None], MEAN, STD)[0],
+        oracle(image),
+        rtol=0,
+        atol=1e-6,
+    )
+
+
+def test_an_image_of_the_right_size_is_not_resampled():
+    image = Noise().image(2)
+    assert torch.equal(center_pixels(image, 16, 1.0).permute(1, 2, 0), torch.from_numpy(np.array(image)))
+
+
+def test_features_are_those_of_one_image_at_a_time():
+    encoder, source = network().eval(), Noise()
+    with torch.no_grad():
+        expected = [encoder(normalize(center_pixels(source.image(i), 16, 0.875)[None], MEAN, STD)) for i in range(7)]
+    features = extract(encoder, source, batch_size=3)
+    torch.testing.assert_close(features.values, torch.cat(expected))
+    assert features.indices.tolist() == [0, 1, 2, 3, 4, 5, 6]
+    assert features.values.dtype == torch.float32 and not features.values.requires_grad
+
+
+def test_features_of_chosen_images_come_in_the_order_asked_for():
+    every = extract(network(), Noise()).values
+    features = extract(network(), Noise(), indices=[5, 0, 3])
+    assert features.indices.tolist() == [5, 0, 3]
+    torch.testing.assert_close(features.values, every[[5, 0, 3]])
+
+
+def test_worker_processes_change_nothing():
+    alone = extract(network(), Noise(broken=(4,)), batch_size=2)
+    workers = extract(network(), Noise(broken=(4,)), batch_size=2, num_workers=2)
+    assert torch.equal(alone.values, workers.values)
+    assert alone.broken == workers.broken
+
+
+def test_broken_images_are_left_out_and_listed():
+    every = extract(network(), Noise()).values
+    features = extract(network(), Noise(broken=(1, 2, 3, 6)), batch_size=2)
+    assert features.indices.tolist() == [0, 4, 5]
+    assert features.num_broken == 4
+    assert features.broken[0] == ("noise[1]", "truncated")
+    torch.testing.assert_close(features.values, every[[0, 4, 5]])
+
+
+def test_nothing_but_broken_images_is_an_error_that_names_the_first():
+    with pytest.raises(RunError, match=r"noise: none of the 7 images can be read; the first is noise\[0\]"):
+        extract(network(), Noise(broken=tuple(range(7))))
+
+
+def test_features_that_are_not_finite_name_their_image():
+    class Diverged(nn.Module):
+        def forward(self, images):
+            return images.flatten(1) / (images.flatten(1).sum(1, keepdim=True) != marked)
+
+    flat = extract(nn.Flatten(), Noise()).values
+    marked = flat[3].sum()
+    with pytest.raises(DivergedError, match=r"of 1 of 7 images are not finite, the first of noise\[3\]"):
+        extract(Diverged(), Noise(), batch_size=1)
+
+
+SCRIPT = """
+import random, numpy as np, torch
+from dino_ssl.data.pixels import Pixels
+from dino_ssl.evaluation.features import extract_features
+
+encoder = torch.nn.Sequential(torch.nn.Dropout(0.5), torch.nn.Flatten())
+source = Pixels(np.zeros((5, 8, 8, 3), np.uint8), None, (), "zeros")
+before = torch.get_rng_state(), repr(np.random.get_state()), random.getstate()
+for num_workers in (0, 1):
+    extract_features(encoder, source, size=8, center_crop=0.875, mean=(0.0,) * 3, std=(1.0,) * 3,
+                     device=torch.device("cpu"), num_workers=num_workers)
+assert torch.equal(torch.get_rng_state(), before[0])
+assert repr(np.random.get_state()) == before[1]
+assert random.getstate() == before[2]
+"""
+
+
+def test_the_global_random_states_stay_as_they_were():
+    # In a process of its own: here, the checks of the annotations draw from `random` themselves.
+    subprocess.run([sys.executable, "-W", "error", "-c", SCRIPT], check=True, timeout=120)
+
+
+def test_modes_and_buffers_of_the_encoder_stay_as_they_were():
+    encoder = network().train()
+    encoder[1].eval()
+    statistics = encoder[1].running_mean.clone()
+    extract(encoder, Noise())
+    assert [module.training for module in encoder.modules()] == [True, True, False, True, True, True]
+    assert torch.equal(encoder[1].running_mean, statistics)
+
+
+def test_modes_come_back_after_an_error():
+    encoder = network().train()
+    with pytest.raises(RunError):
+        extract(encoder, Noise(broken=tuple(range(7))))
+    assert all(module.training for module in encoder.modules())
+
+
+def test_features_can_be_trained_on():
+    features = extract(network(), Noise()).values
+    probe = nn.Linear(8, 2)
+    probe(features).sum().backward()
+    torch.testing.assert_close(probe.weight.grad[0], features.sum(0))
+
+
+@pytest.mark.parametrize("around", [False, True])
+def test_precision_is_what_was_asked_for_whatever_is_around(around):
+    seen = []
+
+    class Spy(nn.Linear):
+        def forward(self, images):
+            features = super().forward(images.flatten(1))
+            seen.append(features.dtype)
+            return features
+
+    with torch.autocast("cpu", torch.bfloat16, enabled=around):
+        exact = extract(Spy(768, 4), Noise())
+        extract(Spy(768, 4), Noise(), precision=torch.bfloat16)
+    assert seen == [torch.float32, torch.bfloat16]
+    assert exact.values.dtype == torch.float32
+
+
+def test_pixel_features_are_those_of_the_flattening_encoder():
+    images = np.random.default_rng(0).integers(0, 256, (5, 16, 16, 3), np.uint8)
+
+    class InMemory(Noise):
+        def image(self, index):
+            return Image.fromarray(images[index])
+
+    features = extract(nn.Flatten(), InMemory(5), center_crop=1.0, mean=(0.0,) * 3, std=(1.0,) * 3)
+    assert torch.equal(pixel_features(images), features.values)

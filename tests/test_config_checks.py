@@ -1,0 +1,125 @@
+"""Knobs against their ranges and against each other."""
+
+from dataclasses import replace
+
+import pytest
+
+from dino_ssl.config import Crops, PretrainConfig
+from dino_ssl.config_checks import RANGES, check, check_schedule
+from dino_ssl.config_schema import KNOBS, flatten
+
+SOUND = PretrainConfig(data="photos")
+
+
+def changed(**sections) -> PretrainConfig:
+    """`SOUND` with knobs of sections changed: `changed(optim={"lr": 0.0})`."""
+    parts = {
+        name: replace(getattr(SOUND, name), **value) if isinstance(value, dict) else value
+        for name, value in sections.items()
+    }
+    return replace(SOUND, **parts)
+
+
+def test_every_number_has_a_range():
+    ranged = " ".join(limit.knobs for limit in RANGES).split()
+    numbers = [knob for knob, value in flatten(PretrainConfig()).items() if is_number(value)]
+    assert sorted(ranged) == sorted({*numbers, "steps", "micro_batch_size", *OPTIONAL_COUNTS})
+
+
+OPTIONAL_COUNTS = ("checkpoint.every_steps", "loader.num_workers")
+
+
+def is_number(value: object) -> bool:
+    return isinstance(value, int | float | tuple) and not isinstance(value, bool)
+
+
+@pytest.mark.parametrize(
+    ("config", "start"),
+    [
+        (
+            changed(epochs=0),
+            "epochs=0 must be at",
+        ),
+        (changed(steps=0), "steps=0 must be at least 1"),
+        (changed(batch_size=0), "batch_size=0 must be at least 1; the default is 512"),
+        (changed(micro_batch_size=-1), "micro_batch_size=-1 must be at least 1; the default is null"),
+        (changed(seed=-1), "seed=-1 must fit into 32 bits"),
+        (changed(crops={"flip": 1.5}), "crops.flip=1.5 must lie between 0 and 1; the default is 0.5"),
+        (changed(crops={"flip": float("nan")}), "crops.flip=NaN must lie between 0 and 1"),
+        (changed(crops={"global_scale": (0.5, 0.4)}), "crops.global_scale=[0.5, 0.4] must be two shares"),
+        (changed(crops={"local_scale": (0.0, 0.4)}), "crops.local_scale=[0.0, 0.4] must be two shares"),
+        (changed(crops={"std": (0.2, 0.0, 0.2)}), "crops.std=[0.2, 0.0, 0.2] must be three numbers above 0"),
+        (changed(crops={"num_local_crops": -1}), "crops.num_local_crops=-1 must not be negative"),
+        (changed(model={"drop_path": 1.0}), "model.drop_path=1.0 must be at least 0 and below 1"),
+        (changed(dino={"teacher_temperature": 0.0}), "dino.teacher_temperature=0.0 must be above 0"),
+        (changed(dino={"momentum": 1.01}), "dino.momentum=1.01 must lie between 0 and 1"),
+        (changed(optim={"lr": float("inf")}), "optim.lr=Infinity must be above 0"),
+        (changed(knn={"k": 0}), "knn.k=0 must be at least 1; the default is 20"),
+        (changed(checkpoint={"keep_last": 0}), "checkpoint.keep_last=0 must be at least 1"),
+        (changed(data=" "), "data is not set; write --data FOLDER, or --preset digits"),
+        (
+            changed(crops={"global_size": 225}),
+            "crops.global_size=225 does not divide into patches of model.pat",
+        ),
+        (changed(crops={"local_size": 5}), "crops.local_size=5 does not divide"),
+        (
+            changed(batch_size=1, head={"batch_norm": True}),
+            "batch_size=1 leaves nothing to normalise over (head",
+        ),
+        (
+            changed(micro_batch_size=1, model={"name": "resnet50"}),
+            "micro_batch_size=1 leaves nothing to normal",
+        ),
+        (changed(optim={"min_lr": 0.1}), "optim.min_lr=0.1 must not be above optim.lr=0.0005"),
+        (changed(knn={"max_images": 10}), "knn.k=20 asks for more neighbours than knn.max_images=10"),
+        (
+            changed(epochs=5),
+            "optim.warmup_epochs=10 is longer than the run of epochs=5; write at most 5",
+        ),
+        (
+            changed(dino={"warmup_teacher_temperature_epochs": 101.0}),
+            "dino.warmup_teacher_temperature_epochs=101 is longer than the run of epochs=100; write at most",
+        ),
+    ],
+)
+def test_a_value_that_makes_no_sense_is_the_one_problem(config, start):
+    (only,) = check(config)
+    assert only.startswith(start)
+
+
+def test_each_problem_begins_with_a_knob():
+    config = changed(epochs=2, seed=-1, batch_size=1, crops={"global_size": 10, "flip": 7.0}, head={"batch_norm": True})
+    found = check(config)
+    assert len(found) == 5
+    assert {line.partition("=")[0] for line in found} <= set(KNOBS)
+
+
+def test_crops_divide_only_where_there_are_patches():
+    odd = Crops(global_size=33, local_size=17)
+    assert check(changed(crops=odd, model={"name": "resnet18"})) == []
+    assert len(check(changed(crops=odd))) == 2
+    assert len(check(changed(crops=replace(odd, num_local_crops=0)))) == 1
+
+
+@pytest.mark.parametrize(("size", "near"), [(90, 96), (5, 16), (100, 96), (105, 112)])
+def test_the_nearest_crop_size_is_suggested(size, near):
+    (only,) = check(changed(crops={"local_size": size}))
+    assert only.endswith(f"try {near}")
+    assert check(changed(crops={"local_size": near})) == []
+
+
+def test_a_run_in_steps_is_compared_with_its_warm_up_once_the_data_is_known():
+    config = changed(steps=95)
+    assert check(config) == []
+    assert check_schedule(config, steps_per_epoch=9) == []
+    assert check_schedule(config, steps_per_epoch=10) == [
+        "optim.warmup_epochs=10 is longer than the run of steps=95 (9.5 epochs); write at most 9.5"
+    ]
+    assert check_schedule(SOUND, steps_per_epoch=1) == []
+
+
+def test_every_default_but_the_missing_data_is_sound():
+    assert check(SOUND) == []
+    assert check(PretrainConfig()) == [
+        "data is not set; write --data FOLDER, or --preset digits to try it without data of your own"
+    ]
