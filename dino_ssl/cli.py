@@ -3,14 +3,19 @@
 Exit codes: 0 done, 1 failed, 2 usage or configuration (nothing was started), 3 diverged, 130 interrupted.
 """
 
+import logging
 import sys
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from dino_ssl import __version__
 from dino_ssl.config_flags import configure
 from dino_ssl.config_help import pretrain_help
 from dino_ssl.config_schema import did_you_mean, nearest
 from dino_ssl.errors import DivergedError, RunError, UsageError
+
+if TYPE_CHECKING:
+    from dino_ssl.training.final_report import Report
 
 OVERVIEW = """\
 usage: dino-ssl COMMAND ...
@@ -22,6 +27,7 @@ Self-supervised pretraining of vision backbones with DINO.
 dino-ssl COMMAND --help lists what a command takes; dino-ssl --version says which version this is.
 Start here: dino-ssl pretrain --preset digits
 """
+NEXT = "next: look at the pictures, then train on your own images: dino-ssl pretrain --preset photos --data FOLDER"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -47,6 +53,7 @@ def pretrain(arguments: Sequence[str]) -> None:
     if {"-h", "--help"} & set(arguments):
         print(pretrain_help())
         return
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     config, notes = configure(arguments)
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
@@ -56,9 +63,10 @@ def pretrain(arguments: Sequence[str]) -> None:
     _report(run(config))
 
 
-def _report(result: object) -> None:
-    """Say what the run reached, and what to do next."""
-    print(result)
+def _report(report: "Report") -> None:
+    """Say what the run reached, and what to do next; of several ranks, one has something to say."""
+    if report.text:
+        print(f"\n{report.text}\n\n{NEXT}")
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {"pretrain": pretrain}
@@ -75,7 +83,7 @@ def run_command(command: str, arguments: Sequence[str]) -> int:
         _complain(str(error), hint="the checkpoints before this are untouched")
         return 3
     except RunError as error:
-        _complain(str(error), hint="what was saved before is untouched; the same command resumes")
+        _complain(str(error), hint="what was saved before is untouched")
         return 1
     except KeyboardInterrupt:
         _complain("interrupted", hint="the same command resumes from the newest checkpoint")

@@ -122,7 +122,7 @@ class Optim:
 
 @dataclass(frozen=True)
 class Loader:
-    """How images reach the device; nothing here changes a result."""
+    """How images reach the device; the batches are the same whatever stands here."""
 
     num_workers: int | None = None
     """Worker processes per rank; None leaves one core to the training process, at most 10."""

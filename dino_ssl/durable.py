@@ -2,7 +2,11 @@
 
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from dino_ssl.errors import RunError
 
 
 def sync_folder(folder: Path) -> None:
@@ -42,3 +46,30 @@ def link_or_copy(source: Path, target: Path) -> None:
     # POSIX renames nothing where both names are one file already.
     temporary.unlink(missing_ok=True)
     sync_folder(target.parent)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Turn what the system says about a file into an error that a user can act on.
+
+    Raises:
+        RunError: names the file that the system named, or `path`.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise RunError(
+            f"cannot use {error.filename or path}: {error.strerror or error}; make room or mend that path, "
+            "then run the same command again to resume"
+        ) from error
+
+
+def also_name(path: Path, other: Path) -> None:
+    """Let `other` be a second name of `path` if it is not yet.
+
+    Raises:
+        RunError: the disk refuses.
+    """
+    with naming(other):
+        if not other.exists() or not other.samefile(path):
+            link_or_copy(path, other)

@@ -25,6 +25,9 @@ from dino_ssl.errors import UsageError
 SOUND = PretrainConfig(data="photos")
 
 
+RECIPES = sorted((Path(__file__).parents[1] / "launch" / "recipes").glob("*.yaml"))
+
+
 @pytest.fixture
 def recipe(tmp_path):
     """Write a recipe and return its path."""
@@ -88,8 +91,14 @@ def test_a_preset_does_not_name_a_preset(presets, recipe):
 
 
 @pytest.mark.parametrize("name", preset_names())
-def test_every_packaged_preset_is_sound(name):
-    assert read_config([], preset=name) is not None
+def test_every_packaged_preset_is_sound(name, recipe):
+    assert read_config([recipe("data: photos\n")], preset=name).data == "photos"
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_is_sound(path, recipe):
+    layers = [recipe("data: photos\n"), path]  # a recipe for own images leaves data to the flags
+    assert read_config(layers).output_dir.name in {path.stem, "digits"}
 
 
 @pytest.mark.parametrize(

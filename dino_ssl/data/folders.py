@@ -72,7 +72,9 @@ def read_folder(folder: Path) -> Files:
     names = sorted(name for name in files if _is_image(name))
     if not names:
         known = ", ".join(EXTENSIONS)
-        raise UsageError(f"data source '{folder}': no image among {len(files):,} files; read are {known}")
+        raise UsageError(
+            f"data source '{folder}': no image among {len(files):,} files; choose a folder that holds some ({known})"
+        )
     parents = ["" if "/" not in name else name.partition("/")[0] for name in names]
     classes = tuple(sorted(set(parents)))
     if len(classes) < 2 or "" in classes:

@@ -91,7 +91,9 @@ def test_source_of(spec: str) -> str | None:
     if split in HELD_OUT:
         return None
     if place in NAMES or _is_data_set(path):
-        return f"{place}:test"
+        # Arrays may come without a test split; every other data set is known to have one.
+        arrays_alone = place not in NAMES and _kind(path / "x_train.npy") and not _kind(path / "x_test.npy")
+        return None if arrays_alone else f"{place}:test"
     if _kind(path / "train") == "folder" and (held_out := _held_out(path)):
         return f"{place}:{held_out.name}"
     if path.absolute().name == "train" and (held_out := _held_out(path.absolute().parent)):

@@ -64,8 +64,8 @@ class SelfDistillation:
         student_temperature: float,
         device: torch.device,
     ) -> None:
-        self.student = distributed.synchronize_batch_norm(student, device).to(device)
-        self.teacher = distributed.synchronize_batch_norm(teacher, device).to(device)
+        self.student = student.to(device)
+        self.teacher = teacher.to(device)
         self.teacher.load_state_dict(self.student.state_dict())
         self.teacher.requires_grad_(False)
         self.center = center.to(device)

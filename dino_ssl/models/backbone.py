@@ -15,7 +15,7 @@ from dino_ssl.models.vit import VisionTransformer
 
 # embed_dim, depth, heads. Tiny, small and base are DeiT's (arXiv:2012.12877); micro is for CPUs.
 VIT_SIZES = {
-    "vit_micro": (128, 6, 4),
+    "vit_micro": (128, 4, 4),
     "vit_tiny": (192, 12, 3),
     "vit_small": (384, 12, 6),
     "vit_base": (768, 12, 12),

@@ -27,13 +27,15 @@ class ResNet(TimmResNet):  # type: ignore[misc]
     """
 
     def __init__(self, name: str, *, drop_path: float = 0.0, small_stem: bool = False, in_chans: int = 3) -> None:
-        super().__init__(**LAYOUTS[name], num_classes=0, drop_path_rate=drop_path, in_chans=in_chans)
+        super().__init__(
+            **LAYOUTS[name], num_classes=0, drop_path_rate=drop_path, in_chans=in_chans, zero_init_last=False
+        )
         self.name = name
         self.embed_dim: int = self.num_features
         if small_stem:
             self.conv1 = nn.Conv2d(in_chans, 64, 3, stride=1, padding=1, bias=False)
             self.maxpool = nn.Identity()
-            self.init_weights()
+            self.init_weights(zero_init_last=False)
 
     def patch_features(self, images: Float[Tensor, "b c x y"]) -> Float[Tensor, "b d h w"]:
         """The last stage before pooling."""

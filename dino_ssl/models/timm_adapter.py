@@ -19,7 +19,7 @@ class TimmBackbone(nn.Module):
         name: timm's name, without prefix.
         image_size: side for which size-bound models are built, pixels.
     Raises:
-        UsageError: timm has no model of that name.
+        UsageError: timm has no model of that name, or it does not take images of that size.
     """
 
     def __init__(self, name: str, *, image_size: int, drop_path: float = 0.0, in_chans: int = 3) -> None:
@@ -32,8 +32,14 @@ class TimmBackbone(nn.Module):
         wished = {"img_size": image_size, "dynamic_img_size": True, "drop_path_rate": drop_path}
         accepted = _constructor_arguments(name)
         options = {key: value for key, value in wished.items() if key in accepted}
-        self.model = timm.create_model(name, pretrained=False, num_classes=0, in_chans=in_chans, **options)
-        self.embed_dim = _output_dim(self.model, image_size, in_chans)
+        try:
+            self.model = timm.create_model(name, pretrained=False, num_classes=0, in_chans=in_chans, **options)
+            self.embed_dim = _output_dim(self.model, image_size, in_chans)
+        except (RuntimeError, AssertionError, ValueError) as reason:
+            raise UsageError(
+                f"crops.global_size={image_size} does not go through model.name=timm/{name} ({reason}); write a size "
+                "that does, or choose a backbone that takes any size, such as resnet18"
+            ) from reason
 
     def forward(self, images: Float[Tensor, "b c x y"]) -> Float[Tensor, "b d"]:
         return self.model(images)  # type: ignore[no-any-return]

@@ -1,6 +1,9 @@
 """From a config to the parts of a run."""
 
+from typing import cast
+
 import torch
+from timm.layers import convert_sync_batchnorm
 from torch import nn
 
 from dino_ssl.config import PretrainConfig
@@ -9,6 +12,7 @@ from dino_ssl.dino.centering import Center
 from dino_ssl.dino.method import MultiCropNetwork, SelfDistillation
 from dino_ssl.models.backbone import Backbone, build_backbone, check_crop_sizes
 from dino_ssl.models.heads import DINOHead
+from dino_ssl.training import distributed
 
 
 def build_network(config: PretrainConfig, *, drop_path: float) -> MultiCropNetwork:
@@ -49,8 +53,8 @@ def build_method(config: PretrainConfig, device: torch.device) -> SelfDistillati
     student = build_network(config, drop_path=config.model.drop_path)
     check_crop_sizes(student.backbone, _crop_sizes(config))
     method = SelfDistillation(
-        student,
-        build_network(config, drop_path=0.0),
+        synchronize_batch_norm(student, device),
+        synchronize_batch_norm(build_network(config, drop_path=0.0), device),
         Center(config.head.prototypes, config.dino.center_momentum),
         student_temperature=config.dino.student_temperature,
         device=device,
@@ -62,6 +66,16 @@ def build_method(config: PretrainConfig, device: torch.device) -> SelfDistillati
         student.backbone.compile()
         method.teacher.backbone.compile()
     return method
+
+
+def synchronize_batch_norm(network: MultiCropNetwork, device: torch.device) -> MultiCropNetwork:
+    """BN statistics over all ranks; PyTorch has that on CUDA only, so on the CPU each rank keeps its own.
+
+    timm's conversion, because PyTorch's own drops the activation that timm fuses into some BN layers.
+    """
+    if distributed.world_size() == 1 or device.type != "cuda":
+        return network
+    return cast(MultiCropNetwork, convert_sync_batchnorm(network))
 
 
 def build_recipes(config: PretrainConfig) -> tuple[ViewRecipe, ...]:

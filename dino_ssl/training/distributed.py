@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 T = TypeVar("T")
-M = TypeVar("M", bound=nn.Module)
 
 
 def launched_world_size() -> int:
@@ -96,13 +95,6 @@ def data_parallel(module: nn.Module, device: torch.device) -> nn.Module:
     device_ids = [device.index] if device.type == "cuda" else None
     # Buffers stay each rank's own: only BN has any, and SyncBN keeps those equal.
     return DistributedDataParallel(module, device_ids=device_ids, broadcast_buffers=False)
-
-
-def synchronize_batch_norm(module: M, device: torch.device) -> M:
-    """BN statistics over all ranks; PyTorch has that on CUDA only, so on the CPU each rank keeps its own."""
-    if world_size() == 1 or device.type != "cuda":
-        return module
-    return cast(M, nn.SyncBatchNorm.convert_sync_batchnorm(module))
 
 
 def gradient_sync(module: nn.Module, *, enabled: bool) -> AbstractContextManager[None]:

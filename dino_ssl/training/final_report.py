@@ -1,12 +1,18 @@
 """What a person sees at the end of a run: a table, a picture of attention, the curve, the next step."""
 
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import torch
+from PIL import Image
 
 from dino_ssl.data.crops import normalize
+from dino_ssl.data.decoding import BrokenImage
 from dino_ssl.data.sources import Source
+from dino_ssl.durable import naming
 from dino_ssl.errors import UsageError
 from dino_ssl.evaluation.attention import attention_figure, cls_attention
 from dino_ssl.evaluation.features import center_pixels, evaluating
@@ -19,6 +25,8 @@ from dino_ssl.training.online_knn import OnlineKnn
 from dino_ssl.training.run import Run
 
 NUM_PICTURES = 6
+# Attention is shown at twice the training size (the original: 480 pixels for 224), for a grid fine enough to look at.
+PICTURE_SCALE = 2
 
 
 @dataclass(frozen=True)
@@ -27,7 +35,7 @@ class Report:
 
     Attributes:
         knn: accuracies in [0, 1] by name; empty without labels.
-        text: the table and the files, for a terminal.
+        text: the table and the files, for a terminal; empty on all ranks but the first.
     """
 
     folder: Path
@@ -38,15 +46,17 @@ class Report:
 def final_report(run: Run) -> Report:
     """Measure the teacher and what it has to beat, draw the pictures; rank 0 works, the others wait."""
     rows = _knn_rows(run, run.knn) if run.knn is not None else []
-    files = _draw(run) if distributed.is_main() else []
+    with naming(run.folder):
+        files = _draw(run) if distributed.is_main() else []
     distributed.barrier()
     parts = []
     if run.knn is not None:
         parts.append(table(rows, run.knn.protocol().title()))
         if distributed.is_main():
-            write_results(run.folder / "eval" / "results.json", run.knn.protocol(), rows)
+            with naming(run.folder):
+                write_results(run.folder / "eval" / "results.json", run.knn.protocol(), rows)
     parts.append("\n".join(f"{name:<16}{path}" for name, path in files))
-    return Report(run.folder, dict(rows), "\n\n".join(parts))
+    return Report(run.folder, dict(rows), "\n\n".join(parts) if distributed.is_main() else "")
 
 
 def _knn_rows(run: Run, knn: OnlineKnn) -> list[tuple[str, float]]:
@@ -80,14 +90,21 @@ def _draw_attention(run: Run, path: Path) -> None:
     crops, backbone = run.config.crops, run.method.teacher.backbone
     assert isinstance(backbone, Backbone)
     source = run.knn.queries or run.source if run.knn else run.source
-    pixels = torch.stack(
-        [center_pixels(source.image(i), crops.global_size, run.config.knn.center_crop) for i in _examples(source)]
-    )
+    size = PICTURE_SCALE * crops.global_size
+    pixels = torch.stack([center_pixels(image, size, run.config.knn.center_crop) for image in _examples(source)])
     with evaluating(backbone), torch.no_grad():
         attention = backbone.attention(normalize(pixels.to(run.device), crops.mean, crops.std))
     attention_figure(pixels, cls_attention(attention), path)
 
 
-def _examples(source: Source) -> list[int]:
-    """Images spread over the data set."""
-    return list(range(0, len(source), max(1, len(source) // NUM_PICTURES)))[:NUM_PICTURES]
+def _examples(source: Source) -> list[Image.Image]:
+    """Images spread over the data set; in the place of a broken one, others."""
+    gap = max(1, len(source) // NUM_PICTURES)
+    order = (index for offset in range(gap) for index in range(offset, len(source), gap))
+    return list(islice(_readable(source, order), NUM_PICTURES))
+
+
+def _readable(source: Source, order: Iterable[int]) -> Iterator[Image.Image]:
+    for index in order:
+        with suppress(BrokenImage):
+            yield source.image(index)

@@ -5,7 +5,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -14,8 +14,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dino_ssl.durable import sync_file, write_atomically
-from dino_ssl.errors import RunError, UsageError
+from dino_ssl.durable import naming, sync_file, write_atomically
+from dino_ssl.errors import UsageError
 from dino_ssl.training.progress import Progress, Stopwatch, status
 from dino_ssl.training.trackers import Tracker, missing_extras, open_trackers
 
@@ -104,7 +104,7 @@ class Journal:
         if self._start_step is None:
             self.resume_at(0, 0)
         if self.is_main and self._start_step is not None:
-            with _naming(self.folder):
+            with naming(self.folder):
                 self.folder.mkdir(parents=True, exist_ok=True)
                 self._trackers = open_trackers(self.folder, self._start_step, **self._extras)
             self._progress = Progress(start_step=self._start_step, total_steps=self.total_steps, bar=self._bar)
@@ -186,7 +186,7 @@ class Journal:
         """The running means, for a checkpoint, in plain types; puts the lines so far on the disk."""
         for path in (self.folder / METRICS, self.folder / EPOCHS):
             if self.is_main and path.exists():
-                with _naming(path):
+                with naming(path):
                     sync_file(path)
         for tracker in self._trackers:
             tracker.flush()
@@ -219,7 +219,7 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     Raises:
         RunError: there is no such file.
     """
-    with _naming(folder / METRICS):
+    with naming(folder / METRICS):
         return [record for _, record in _records((folder / METRICS).read_bytes())]
 
 
@@ -236,7 +236,7 @@ def _read_scalars(values: Mapping[str, float | int | Tensor]) -> dict[str, float
 
 def _append(path: Path, record: dict[str, Any]) -> None:
     finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
-    with _naming(path), path.open("a") as file:
+    with naming(path), path.open("a") as file:
         file.write(json.dumps(finite) + "\n")
 
 
@@ -254,20 +254,8 @@ def _records(data: bytes) -> Iterator[tuple[bytes, dict[str, Any]]]:
 def _keep_lines(path: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
     if not path.exists():
         return
-    with _naming(path):
+    with naming(path):
         old = path.read_bytes()
         new = b"".join(line + b"\n" for line, record in _records(old) if keep(record))
         if new != old:
             write_atomically(path, new)
-
-
-@contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """Turn what the system says about a file into an error that a user can act on."""
-    try:
-        yield
-    except OSError as error:
-        raise RunError(
-            f"cannot use {error.filename or path}: {error.strerror}; make room or mend that path, "
-            "then run the same command again to resume"
-        ) from error

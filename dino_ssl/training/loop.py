@@ -15,8 +15,13 @@ from dino_ssl.training import distributed
 from dino_ssl.training.final_report import Report, final_report
 from dino_ssl.training.optim import clip_gradients, drop_last_layer_gradients, set_rates
 from dino_ssl.training.plan import Rates
-from dino_ssl.training.prepare import check_environment, num_workers, prepare
+from dino_ssl.training.prepare import check_environment, num_workers, prepare, share_cores
 from dino_ssl.training.run import Run
+
+AGAINST_DIVERGENCE = (
+    "start anew in another --output-dir with a lower --optim.lr or --dino.teacher-temperature, "
+    "a longer --optim.warmup-epochs, or --precision fp32"
+)
 
 
 def pretrain(config: PretrainConfig) -> Report:
@@ -25,9 +30,10 @@ def pretrain(config: PretrainConfig) -> Report:
     Raises:
         UsageError: something in the configuration or the input is wrong; nothing was started.
         RunError: the run cannot go on; earlier checkpoints are untouched.
-        DivergedError: the loss is no longer finite.
+        DivergedError: the loss or the weights are no longer finite.
     """
     device = check_environment(config)
+    share_cores(config, device)
     with distributed.process_group(device):
         run = prepare(config, device)
         with run.journal:
@@ -73,7 +79,7 @@ def next_batch(run: Run, parts: Iterator[Batch]) -> Batch:
     if not batch.views:
         raise RunError(
             f"{len(batch.broken)} images in a row could not be read, the last {batch.broken[-1][0]} "
-            f"({batch.broken[-1][1]}); see {run.broken.path}"
+            f"({batch.broken[-1][1]}); repair those listed in {run.broken.path}"
         )
     return batch
 
@@ -109,6 +115,7 @@ def after_step(run: Run, now: Rates) -> None:
     if run.at_epoch_end():
         end_epoch(run, now)
     if saving:
+        check_weights(run)
         with run.journal.paused():
             run.save()
 
@@ -127,10 +134,18 @@ def log(run: Run, now: Rates) -> None:
     }
     loss = run.journal.log(run.step, run.step / run.plan.steps_per_epoch, rates)
     if not math.isfinite(loss):
-        raise DivergedError(
-            f"the loss is {loss} at step {run.step}; the last good checkpoint stays in {run.store.folder}. "
-            "Lower optim.lr or dino.teacher_temperature, raise optim.warmup_epochs, or write --precision fp32"
-        )
+        raise DivergedError(f"the loss is {loss} at step {run.step}; {AGAINST_DIVERGENCE}")
+
+
+def check_weights(run: Run) -> None:
+    """Look at the weights before they are saved: the loss of this step is that of the weights before it.
+
+    Raises:
+        DivergedError: a weight is not finite, or is too large to be squared; all ranks hold the same.
+    """
+    norms = torch._foreach_norm([parameter.detach() for parameter in run.method.student.parameters()])
+    if not torch.stack(norms).isfinite().all():
+        raise DivergedError(f"the weights are no longer finite at step {run.step}; {AGAINST_DIVERGENCE}")
 
 
 def end_epoch(run: Run, now: Rates) -> None:

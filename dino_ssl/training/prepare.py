@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from dino_ssl import __version__
 from dino_ssl.config import PretrainConfig
@@ -63,8 +64,21 @@ def num_workers(config: PretrainConfig) -> int:
     """Worker processes of this rank: what the config says, or the cores it may use less one, at most 10."""
     if config.loader.num_workers is not None:
         return config.loader.num_workers
-    ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return max(0, min(10, len(os.sched_getaffinity(0)) // ranks_here - 1))
+    return max(0, min(10, _cores_of_this_rank() - 1))
+
+
+def share_cores(config: PretrainConfig, device: torch.device) -> None:
+    """On the CPU, leave the workers their cores.
+
+    OpenMP's threads spin while they wait for each other; with more threads than free cores, steps of a small
+    network took six times as long. `OMP_NUM_THREADS` (which torchrun sets) is left alone.
+    """
+    if device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, _cores_of_this_rank() - num_workers(config)))
+
+
+def _cores_of_this_rank() -> int:
+    return len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def prepare(config: PretrainConfig, device: torch.device) -> Run:
@@ -76,13 +90,13 @@ def prepare(config: PretrainConfig, device: torch.device) -> Run:
     """
     source = open_source(config.data, config.data_root)
     _check_readable(source)
+    _check_apart(config, source)
     shares, steps_per_epoch = _share_out(config, len(source))
     plan = make_plan(config, steps_per_epoch)
     knn = open_knn(config, source, device)
-    if distributed.is_main():
-        _claim_folder(config, source, device)
-    distributed.barrier()
+    _check_folder(config)
     method = build_method(config, device)
+    _check_batch_norm(config, method.student, shares)
     # Ranks differ in their drop path masks; in the original they are alike.
     torch.manual_seed(config.seed + (0 if config.compat == "dino" else distributed.rank()))
     run = Run(
@@ -101,6 +115,10 @@ def prepare(config: PretrainConfig, device: torch.device) -> Run:
         broken=BrokenImages(_list_of_broken(config), len(source), config.loader.max_broken),
     )
     run.resume()
+    # Last, so that a mistake found above leaves the folder free for the corrected command.
+    if distributed.is_main():
+        _claim_folder(config, source, device)
+    distributed.barrier()
     return run
 
 
@@ -125,7 +143,7 @@ def _share_out(config: PretrainConfig, num_images: int) -> tuple[Shares, int]:
     if config.batch_size > num_images:
         raise UsageError(
             f"batch_size={config.batch_size} is larger than the data set ({num_images} images in {config.data}); "
-            f"write --batch-size {max(1, num_images // 4)} or less"
+            f"write --batch-size {num_images} or less"
         )
     try:
         shares = share_out(config.batch_size, distributed.world_size(), config.micro_batch_size)
@@ -138,23 +156,50 @@ def _share_out(config: PretrainConfig, num_images: int) -> tuple[Shares, int]:
     return shares, steps_per_epoch
 
 
-def _claim_folder(config: PretrainConfig, source: Source, device: torch.device) -> None:
-    """Write the resolved configuration, or compare with the one that is there."""
+def _check_apart(config: PretrainConfig, source: Source) -> None:
+    """The pictures that a run draws must not become images of its own data."""
+    folder = Path(source.name)  # of other sources the name is no folder
+    if folder.is_dir() and config.output_dir.resolve().is_relative_to(folder.resolve()):
+        raise UsageError(
+            f"output_dir={config.output_dir} lies in the folder of images, data={config.data}, where the run's own "
+            "pictures would be taken for data; write --output-dir with a folder outside"
+        )
+
+
+def _check_batch_norm(config: PretrainConfig, student: nn.Module, shares: Shares) -> None:
+    """Batch norm needs company; where it is synchronised over ranks, one image on each will do."""
+    alone = any(isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d) for module in student.modules())
+    if alone and shares.micro_batch == 1:
+        raise UsageError(
+            f"batch_size={config.batch_size} is split into micro-batches of one image, which leave the network's "
+            "batch norm nothing to normalise over; write a --batch-size and a --micro-batch-size that make "
+            "micro-batches of 2 or more"
+        )
+
+
+def _check_folder(config: PretrainConfig) -> None:
+    """Compare the configuration with that of the run in the folder, if there is one."""
     path = config.output_dir / "config.yaml"
-    if path.exists():
-        changed = [line for line in differences(load_config(path), config) if not line.startswith(FREE_TO_CHANGE)]
-        if changed:
-            raise UsageError(
-                f"output_dir={config.output_dir} holds another run; write --output-dir for a new folder, or give "
-                f"these their old values to resume it: {'; '.join(changed)}"
-            )
+    if not path.exists():
+        return
+    changed = [line for line in differences(load_config(path), config) if not line.startswith(FREE_TO_CHANGE)]
+    if changed:
+        raise UsageError(
+            f"output_dir={config.output_dir} holds another run; write --output-dir for a new folder, or give "
+            f"these their old values to resume it: {'; '.join(changed)}"
+        )
+
+
+def _claim_folder(config: PretrainConfig, source: Source, device: torch.device) -> None:
+    """Write the resolved configuration and what it runs on."""
     try:
         config.output_dir.mkdir(parents=True, exist_ok=True)
-        write_config(config, path)
+        write_config(config, config.output_dir / "config.yaml")
         (config.output_dir / "run.json").write_text(json.dumps(_describe(source, device), indent=2) + "\n")
     except OSError as error:
         raise UsageError(
-            f"output_dir={config.output_dir} cannot be written ({error.strerror}); write --output-dir with another"
+            f"output_dir={config.output_dir} cannot be written ({error.strerror}); "
+            "write --output-dir with another folder"
         ) from error
 
 

@@ -15,14 +15,16 @@ from dino_ssl.config_yaml import to_dict
 from dino_ssl.data.loader import Batch, BatchOrder, MultiCropDataset, Shares, batches
 from dino_ssl.data.sources import Source
 from dino_ssl.dino.method import SelfDistillation
+from dino_ssl.durable import also_name
 from dino_ssl.errors import RunError
 from dino_ssl.training import distributed
 from dino_ssl.training.broken_images import BrokenImages
 from dino_ssl.training.build import build_recipes
-from dino_ssl.training.checkpoint import CheckpointStore, capture_rng, restore_rng
+from dino_ssl.training.checkpoint import NEWEST, CheckpointStore, capture_rng, restore_rng
 from dino_ssl.training.journal import Journal
 from dino_ssl.training.online_knn import OnlineKnn
 from dino_ssl.training.plan import Plan
+from dino_ssl.training.signals import ctrl_c_waits
 
 FORMAT = "dino-ssl/1"
 logger = logging.getLogger("dino_ssl")
@@ -79,7 +81,8 @@ class Run:
         """Write a checkpoint; a collective, of which rank 0 writes the file."""
         rng = distributed.gather(capture_rng())
         if distributed.is_main():
-            self.store.save(self._state(rng), self.step)
+            with ctrl_c_waits():
+                self.store.save(self._state(rng), self.step)
         distributed.barrier()
 
     def _state(self, rng: list[dict[str, Any]]) -> dict[str, Any]:
@@ -123,6 +126,9 @@ class Run:
         self._restore_rng(state["rng"])
         self.journal.load_state_dict(state["journal"])
         self.journal.resume_at(self.step, self.epoch)
+        if distributed.is_main():
+            # A kill between a checkpoint and its second name, or damage, leaves that name to another.
+            also_name(path, self.store.folder / NEWEST)
         logger.info("resumed at step %d of %d from %s", self.step, self.plan.total_steps, path)
 
     def _check_fits(self, state: dict[str, Any], path: Path) -> None:

@@ -41,8 +41,10 @@ def test_a_known_name_is_tested_on_its_test_split(name: str) -> None:
     assert sources.test_source_of(f"{name}:test") is None
 
 
-def test_arrays_are_tested_on_their_test_split(tmp_path: Path) -> None:
+def test_arrays_are_tested_on_their_test_split_if_they_have_one(tmp_path: Path) -> None:
     write_arrays(tmp_path, np.zeros((2, 4, 4, 3), np.uint8), None)
+    assert sources.test_source_of(str(tmp_path)) is None
+    write_arrays(tmp_path, np.zeros((2, 4, 4, 3), np.uint8), None, split="test")
     assert sources.test_source_of(str(tmp_path)) == f"{tmp_path}:test"
 
 
