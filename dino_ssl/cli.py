@@ -4,6 +4,7 @@ Exit codes: 0 done, 1 failed, 2 usage or configuration (nothing was started), 3 
 """
 
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
@@ -53,7 +54,8 @@ def pretrain(arguments: Sequence[str]) -> None:
     if {"-h", "--help"} & set(arguments):
         print(pretrain_help())
         return
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    level = logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING
+    logging.basicConfig(level=level, format="%(message)s")
     config, notes = configure(arguments)
     for note in notes:
         print(f"note: {note}", file=sys.stderr)

@@ -26,8 +26,10 @@ from dino_ssl.training.run import Run
 
 BATCH, STEPS_PER_EPOCH = 16, 5
 
-# Threads that wait for each other on cores with other work make such small runs a hundred times slower.
+# Threads that wait for each other on cores with other work make such small runs a hundred times slower: one
+# thread here, and in the processes that are started below.
 torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"
 
 # Forks of a server that has imported everything start in a fraction of a second, from the same clean state.
 SERVER = multiprocessing.get_context("forkserver")
@@ -165,7 +167,6 @@ def pretrain_on_ranks(num_ranks: int, config: PretrainConfig) -> list[str]:
 
 
 def _pretrain(config: PretrainConfig) -> None:
-    torch.set_num_threads(1)
     # The fork shares the tests' stderr.
     sys.stderr = open(os.devnull, "w")  # noqa: PTH123, SIM115
     pretrain(config)
