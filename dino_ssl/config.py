@@ -122,7 +122,8 @@ class Optim:
 
 @dataclass(frozen=True)
 class Loader:
-    """How images reach the device; the batches are the same whatever stands here."""
+    """How images reach the device: the batches are the same whatever stands here (on a CPU, the cores that workers
+    leave to the network change its rounding)."""
 
     num_workers: int | None = None
     """Worker processes per rank; None leaves one core to the training process, at most 10."""

@@ -156,10 +156,12 @@ def pretrain_on_ranks(num_ranks: int, config: PretrainConfig) -> list[str]:
     for rank in range(num_ranks):
         receive, send = SERVER.Pipe(duplex=False)
         environment = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": num_ranks, "MASTER_PORT": port}
-        processes.append(SERVER.Process(target=_pretrain_rank, args=(config, environment, send)))
+        arguments = (config, environment, send)
+        processes.append(SERVER.Process(target=_pretrain_rank, args=arguments, daemon=True))
         processes[-1].start()
         send.close()
         results.append(receive)
+    assert all(receive.poll(timeout=300) for receive in results), "a rank waits for ever"
     said = [receive.recv() for receive in results]
     for process in processes:
         process.join()
