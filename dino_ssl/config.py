@@ -122,11 +122,10 @@ class Optim:
 
 @dataclass(frozen=True)
 class Loader:
-    """How images reach the device: the batches are the same whatever stands here (on a CPU, the cores that workers
-    leave to the network change its rounding)."""
+    """How images reach the device; the batches are the same whatever stands here."""
 
     num_workers: int | None = None
-    """Worker processes per rank; None leaves one core to the training process, at most 10."""
+    """Worker processes per rank; None: a core each but one, at most 10. On a CPU the network gets the other cores."""
     max_broken: float = 0.01
     """Largest share of unreadable images before the run stops with their list."""
 
