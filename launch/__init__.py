@@ -1,0 +1,1 @@
+"""Where jobs start: recipes, and what knows about machines."""
