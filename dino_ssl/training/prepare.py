@@ -70,8 +70,8 @@ def num_workers(config: PretrainConfig) -> int:
 def share_cores(config: PretrainConfig, device: torch.device) -> None:
     """On the CPU, leave the workers their cores.
 
-    OpenMP's threads spin while they wait for each other; with more threads than free cores, steps of a small
-    network took six times as long. `OMP_NUM_THREADS` (which torchrun sets) is left alone.
+    OpenMP's threads spin while they wait for each other, so that with more threads than free cores the steps of a
+    small network become many times slower. `OMP_NUM_THREADS` (which torchrun sets) is left alone.
     """
     if device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, _cores_of_this_rank() - num_workers(config)))

@@ -157,6 +157,17 @@ def test_the_small_stem_keeps_the_detail_of_small_images():
     assert sum(p.numel() for p in resnet.parameters()) == 11_168_832  # the CIFAR ResNet-18 without classifier
 
 
+def test_resnet_weights_start_as_torchvisions():
+    """In particular no batch norm starts at 0, as timm's would."""
+    torchvision = pytest.importorskip("torchvision")
+    torch.manual_seed(0)
+    ours, theirs = build_backbone("resnet18", image_size=64).state_dict(), torchvision.models.resnet18().state_dict()
+    for name, value in ours.items():
+        torch.testing.assert_close(value.float().mean(), theirs[name].float().mean(), atol=3e-3, rtol=0)
+        if value.numel() > 1000:
+            torch.testing.assert_close(value.std(), theirs[name].std(), atol=0, rtol=0.05)
+
+
 def test_patch_features_average_to_the_pooled_features_of_a_resnet():
     resnet = build_backbone("resnet18", image_size=64).eval()
     images = torch.randn(2, 3, 64, 96)
