@@ -17,6 +17,8 @@ from dino_ssl.training import distributed
 class MultiCropNetwork(nn.Module):
     """Backbone and head; one backbone pass per crop size, one pass of the head over all of them.
 
+    Logits have the type that autocast gives them: the loss computes in float32 without a copy of them all.
+
     Source: arXiv:2104.14294; SwAV, arXiv:2006.09882.
     """
 
@@ -28,10 +30,10 @@ class MultiCropNetwork(nn.Module):
         self.backbone = backbone
         self.head = head
 
-    def forward(self, views: Sequence[Float[Tensor, "_v b 3 _s _s"]]) -> Float[Tensor, "all_v b k"]:
+    def forward(self, views: Sequence[Float[Tensor, "_v b c _s _s"]]) -> Float[Tensor, "all_v b k"]:
         num_images = views[0].shape[1]
         features = [self.backbone(crops.flatten(0, 1)) for crops in _merge_equal_sizes(views)]
-        logits: Tensor = self.head(torch.cat(features)).float()
+        logits: Tensor = self.head(torch.cat(features))
         return logits.reshape(-1, num_images, logits.shape[-1])
 
 
@@ -72,10 +74,10 @@ class SelfDistillation:
         self.student_temperature = student_temperature
         self.parallel_student = distributed.data_parallel(self.student, device)
 
-    def loss(self, views: Sequence[Float[Tensor, "_v b 3 _s _s"]], teacher_temperature: float) -> Float[Tensor, ""]:
+    def loss(self, views: Sequence[Float[Tensor, "_v b c _s _s"]], teacher_temperature: float) -> Float[Tensor, ""]:
         """Loss of a micro-batch; `views[0]` are the global crops, which alone the teacher sees."""
         with torch.no_grad():
-            teacher_logits = self.teacher(views[:1])
+            teacher_logits = self.teacher(views[:1]).float()
             targets = teacher_probabilities(teacher_logits, self.center.center, teacher_temperature)
             self.center.accumulate(teacher_logits.flatten(0, 1))
         return dino_loss(self.parallel_student(views), targets, self.student_temperature)

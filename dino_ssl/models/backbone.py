@@ -77,7 +77,7 @@ def build_backbone(
     raise UsageError(_unknown(name))
 
 
-def check_crop_sizes(backbone: nn.Module, sizes: dict[str, int]) -> None:
+def check_crop_sizes(backbone: nn.Module, sizes: dict[str, int], in_chans: int = 3) -> None:
     """Send one black image of each size through the network, before any long work.
 
     Args:
@@ -90,7 +90,7 @@ def check_crop_sizes(backbone: nn.Module, sizes: dict[str, int]) -> None:
     for knob, size in sizes.items():
         try:
             with torch.no_grad():
-                backbone(torch.zeros(1, 3, size, size))
+                backbone(torch.zeros(1, in_chans, size, size))
         except (RuntimeError, AssertionError, ValueError) as reason:
             raise UsageError(
                 f"{knob}={size} does not go through this backbone ({reason}); "

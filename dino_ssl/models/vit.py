@@ -3,7 +3,9 @@
 Sizes: b images, n patches (h rows, w columns), d dimensions.
 """
 
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -36,6 +38,56 @@ def interpolate_positions(positions: Float[Tensor, "1 n d"], height: int, width:
     return table.flatten(2).transpose(1, 2)
 
 
+class TransformerBlock(Block):  # type: ignore[misc]  # timm has no types
+    """timm's pre-norm block, of which the class token alone may be asked, and which draws nothing at random itself.
+
+    What drop path draws comes in as a tensor. A rate would be a Python number inside compiled code, and each block
+    would need graphs of its own.
+    """
+
+    def __init__(self, dim: int, num_heads: int, *, drop_path: float, norm_layer: Callable[..., nn.Module]) -> None:
+        super().__init__(dim, num_heads, qkv_bias=True, drop_path=drop_path, norm_layer=norm_layer)
+        self.keep_probability = 1 - drop_path
+
+    def branch_scales(self, tokens: Float[Tensor, "b t d"]) -> Float[Tensor, "2 b 1 1"]:
+        """What drop path multiplies each image's attention and MLP branch by, 0 or 1 / keep; drawn as timm draws."""
+        scales = tokens.new_ones(2, len(tokens), 1, 1)
+        if self.keep_probability == 1:
+            return scales
+        for branch in scales:
+            branch.bernoulli_(self.keep_probability)
+        return scales.div_(self.keep_probability)
+
+    def forward(
+        self,
+        tokens: Float[Tensor, "b t d"],
+        scales: Float[Tensor, "2 b 1 1"] | None = None,
+        *,
+        class_token_only: bool = False,
+    ) -> Float[Tensor, "b m d"]:
+        """All tokens, or the class token alone, which needs the keys and values of the others but nothing else."""
+        normed = self.norm1(tokens)
+        if class_token_only:
+            attended, tokens = self._class_attention(normed), tokens[:, :1]
+        else:
+            attended = self.attn(normed)
+        tokens = tokens + (attended if scales is None else attended * scales[0])
+        widened: Tensor = self.mlp(self.norm2(tokens))
+        return tokens + (widened if scales is None else widened * scales[1])
+
+    def _class_attention(self, tokens: Float[Tensor, "b t d"]) -> Float[Tensor, "b 1 d"]:
+        """What `self.attn` gives for the first token, with one query instead of t."""
+        dim, heads = tokens.shape[-1], self.attn.num_heads
+        query_weight, other_weights = self.attn.qkv.weight.split((dim, 2 * dim))
+        query_bias, other_biases = self.attn.qkv.bias.split((dim, 2 * dim))
+        query = F.linear(tokens[:, :1], query_weight, query_bias).unflatten(-1, (heads, -1)).transpose(1, 2)
+        others = F.linear(tokens, other_weights, other_biases).unflatten(-1, (2, heads, -1))
+        key, value = others.permute(2, 0, 3, 1, 4).unbind(0)
+        attended = F.scaled_dot_product_attention(query, key, value)
+        projected: Tensor = self.attn.proj(attended.transpose(1, 2).flatten(2))
+        return projected
+
+
 class VisionTransformer(nn.Module):
     """Pre-norm ViT with a class token (Dosovitskiy et al., arXiv:2010.11929; DeiT's sizes).
 
@@ -59,6 +111,7 @@ class VisionTransformer(nn.Module):
         super().__init__()
         self.embed_dim = embed_dim
         self.patch_size = patch_size
+        self.drop_path = drop_path
         self.grad_checkpointing = False
         self.patch_embed = PatchEmbed(image_size, patch_size, in_chans, embed_dim, strict_img_size=False)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
@@ -66,7 +119,7 @@ class VisionTransformer(nn.Module):
         norm = partial(nn.LayerNorm, eps=1e-6)
         rates = [drop_path * block / (depth - 1) for block in range(depth)]
         self.blocks = nn.ModuleList(
-            Block(embed_dim, num_heads, qkv_bias=True, drop_path=rate, norm_layer=norm) for rate in rates
+            TransformerBlock(embed_dim, num_heads, drop_path=rate, norm_layer=norm) for rate in rates
         )
         self.norm = norm(embed_dim)
         self._init_weights()
@@ -82,7 +135,8 @@ class VisionTransformer(nn.Module):
 
     def forward(self, images: Float[Tensor, "b c x y"]) -> Float[Tensor, "b d"]:
         """The normalised class token."""
-        pooled: Tensor = self.norm(self._encode(images, len(self.blocks))[:, 0])
+        tokens = self._encode(images, len(self.blocks) - 1)
+        pooled: Tensor = self.norm(self._run(self.blocks[-1], tokens, class_token_only=True)[:, 0])
         return pooled
 
     def patch_features(self, images: Float[Tensor, "b c x y"]) -> Float[Tensor, "b d h w"]:
@@ -94,7 +148,7 @@ class VisionTransformer(nn.Module):
         """Softmax weights of a block, recomputed because fused attention never stores them."""
         index = range(len(self.blocks))[block]
         chosen = self.blocks[index]
-        assert isinstance(chosen, Block)
+        assert isinstance(chosen, TransformerBlock)
         tokens = chosen.norm1(self._encode(images, index))
         qkv = chosen.attn.qkv(tokens).unflatten(-1, (3, chosen.attn.num_heads, -1))
         query, key, _ = qkv.permute(2, 0, 3, 1, 4)
@@ -105,6 +159,15 @@ class VisionTransformer(nn.Module):
         """Recompute every block in the backward pass instead of storing its activations."""
         self.grad_checkpointing = enable
 
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """torch.compile every block, with its arguments, instead of the whole: blocks share graphs, one per crop size.
+
+        PyTorch keeps eight: two sizes for the student, one for the teacher, one for its evaluation, and the same
+        again for the last block, of which only the class token is wanted.
+        """
+        for block in self.blocks:
+            block.compile(*args, **kwargs)
+
     def grid(self, images: Float[Tensor, "b c x y"]) -> tuple[int, int]:
         """Rows and columns of patches."""
         return images.shape[-2] // self.patch_size, images.shape[-1] // self.patch_size
@@ -113,11 +176,20 @@ class VisionTransformer(nn.Module):
         """Tokens, class token first, after the first `num_blocks` blocks."""
         tokens = self._tokens(images)
         for block in self.blocks[:num_blocks]:
-            if self.grad_checkpointing and torch.is_grad_enabled():
-                tokens = checkpoint(block, tokens, use_reentrant=False)
-            else:
-                tokens = block(tokens)
+            tokens = self._run(block, tokens)
         return tokens
+
+    def _run(
+        self, block: nn.Module, tokens: Float[Tensor, "b t d"], *, class_token_only: bool = False
+    ) -> Float[Tensor, "b m d"]:
+        assert isinstance(block, TransformerBlock)
+        scales = block.branch_scales(tokens) if self.training and self.drop_path > 0 else None
+        if self.grad_checkpointing and torch.is_grad_enabled():
+            run = partial(checkpoint, block, use_reentrant=False, preserve_rng_state=False)
+        else:
+            run = block
+        output: Tensor = run(tokens, scales, class_token_only=class_token_only)
+        return output
 
     def _tokens(self, images: Float[Tensor, "b c x y"]) -> Float[Tensor, "b t d"]:
         patches = self.patch_embed(images)

@@ -33,27 +33,34 @@ class LARS(Optimizer):
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         assert closure is None, "LARS takes no closure"
         for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    self._update(parameter, group)
+            parameters = [p for p in group["params"] if p.grad is not None]
+            vectors = [p for p in parameters if p.ndim == 1]
+            matrices = [p for p in parameters if p.ndim != 1]
+            if vectors:
+                self._move(vectors, _gradients(vectors), group)
+            if matrices:
+                self._move(matrices, _adapted(matrices, group["weight_decay"], group["trust"]), group)
 
-    def _update(self, parameter: Tensor, group: dict[str, Any]) -> None:
-        update = parameter.grad
-        assert update is not None
-        if parameter.ndim != 1:
-            update = update.add(parameter, alpha=group["weight_decay"])
-            update = update * _trust_ratio(parameter, update, group["trust"])
-        state = self.state[parameter]
-        if "momentum_buffer" not in state:
-            state["momentum_buffer"] = torch.zeros_like(parameter)
-        state["momentum_buffer"].mul_(group["momentum"]).add_(update)
-        parameter.sub_(state["momentum_buffer"], alpha=group["lr"])
+    def _move(self, parameters: list[Tensor], updates: list[Tensor], group: dict[str, Any]) -> None:
+        for parameter in parameters:
+            if "momentum_buffer" not in self.state[parameter]:
+                self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        buffers = [self.state[parameter]["momentum_buffer"] for parameter in parameters]
+        torch._foreach_mul_(buffers, group["momentum"])
+        torch._foreach_add_(buffers, updates)
+        torch._foreach_sub_(parameters, buffers, alpha=group["lr"])
 
 
-def _trust_ratio(parameter: Tensor, update: Tensor, trust: float) -> Tensor:
-    """`trust * |parameter| / |update|`, or 1 where either norm is 0."""
-    size, step = parameter.norm(), update.norm()
-    return torch.where((size > 0) & (step > 0), trust * size / step, torch.ones_like(size))
+def _gradients(parameters: list[Tensor]) -> list[Tensor]:
+    return [p.grad for p in parameters if p.grad is not None]
+
+
+def _adapted(parameters: list[Tensor], weight_decay: float, trust: float) -> list[Tensor]:
+    """Gradients with weight decay, times `trust * |parameter| / |gradient|`, or 1 where either norm is 0."""
+    updates = torch._foreach_add(_gradients(parameters), parameters, alpha=weight_decay)
+    size, step = torch.stack(torch._foreach_norm(parameters)), torch.stack(torch._foreach_norm(updates))
+    ratio = torch.where((size > 0) & (step > 0), trust * size / step, 1.0)
+    return list(torch._foreach_mul(updates, ratio.unbind()))
 
 
 def parameter_groups(module: nn.Module) -> list[dict[str, Any]]:
@@ -101,9 +108,9 @@ def clip_gradients(parameters: Iterable[Tensor], max_norm: float, *, per_tensor:
     if not per_tensor:
         nn.utils.clip_grad_norm_(parameters, max_norm)
         return
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    factors = [(max_norm / (norm + 1e-6)).clamp(max=1.0) for norm in torch._foreach_norm(gradients)]
-    torch._foreach_mul_(gradients, factors)
+    gradients = _gradients(parameters)
+    factors = (max_norm / (torch.stack(torch._foreach_norm(gradients)) + 1e-6)).clamp(max=1.0)
+    torch._foreach_mul_(gradients, factors.unbind())
 
 
 def drop_last_layer_gradients(module: nn.Module) -> None:

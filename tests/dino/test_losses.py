@@ -37,15 +37,61 @@ def test_loss_and_center_follow_the_reference_over_three_epochs():
         assert center.center[0, 0].item() == pytest.approx(first, abs=1e-12)
 
 
-@pytest.mark.parametrize("num_student", [2, 3, 10])
+@pytest.mark.parametrize(("num_teacher", "num_student"), [(2, 2), (2, 3), (2, 10), (1, 3), (2, 1), (3, 4)])
 @pytest.mark.parametrize("num_images", [1, 4])
-def test_loss_and_gradient_are_the_double_sum(num_student, num_images):
+def test_loss_and_gradient_are_the_double_sum(num_teacher, num_student, num_images):
     torch.manual_seed(1)
     student = torch.randn(num_student, num_images, 11, requires_grad=True)
-    teacher = torch.randn(2, num_images, 11).softmax(-1)
+    teacher = torch.randn(num_teacher, num_images, 11).softmax(-1)
     ours, naive = dino_loss(student, teacher, 0.1), double_sum(student, teacher, 0.1)
     torch.testing.assert_close(ours, naive)
     torch.testing.assert_close(*(torch.autograd.grad(loss, student)[0] for loss in (ours, naive)))
+
+
+def logits_and_targets(dtype=torch.float32):
+    torch.manual_seed(2)
+    return torch.randn(4, 3, 50).to(dtype).requires_grad_(), torch.randn(2, 3, 50).mul(5).softmax(-1)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("scale", [1.0, 2.0**16])
+def test_half_precision_rounds_the_gradient_and_nothing_else(dtype, scale):
+    logits, targets = logits_and_targets(dtype)
+    exact = logits.detach().float().requires_grad_()
+    losses = [dino_loss(x, targets, 0.1) for x in (logits, exact)]
+    assert losses[0].dtype == torch.float32 and torch.equal(*losses)
+    for loss in losses:
+        (scale * loss).backward()
+    assert logits.grad.dtype == dtype and torch.equal(logits.grad, exact.grad.to(dtype))
+
+
+def test_autocast_changes_nothing_about_the_loss():
+    logits, targets = logits_and_targets()
+    loss = dino_loss(logits, targets, 0.1)
+    expected = torch.autograd.grad(loss, logits)[0]
+    with torch.autocast("cpu", torch.bfloat16):
+        ours = dino_loss(logits, targets, 0.1)
+        assert torch.equal(ours, loss)
+        assert torch.equal(torch.autograd.grad(ours, logits)[0], expected)
+
+
+def test_the_logits_may_have_other_uses_and_backward_may_run_again():
+    logits, targets = logits_and_targets()
+    before = logits.detach().clone()
+    expected = torch.autograd.grad(double_sum(logits, targets, 0.1) + logits.square().sum(), logits)[0]
+    loss = dino_loss(logits, targets, 0.1) + logits.square().sum()
+    for _ in range(2):
+        torch.testing.assert_close(torch.autograd.grad(loss, logits, retain_graph=True)[0], expected)
+    assert torch.equal(logits, before)
+
+
+def test_the_loss_keeps_the_logits_and_the_targets_and_nothing_as_large():
+    logits, targets = logits_and_targets(torch.bfloat16)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
+        dino_loss(logits, targets, 0.1)
+    large = {tensor.data_ptr() for tensor in kept if tensor.numel() >= 50}
+    assert large == {logits.data_ptr(), targets.data_ptr()}
 
 
 def test_equal_scores_give_the_logarithm_of_the_number_of_prototypes():

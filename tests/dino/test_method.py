@@ -10,15 +10,18 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 from dino_ssl.config_yaml import from_dict
+from dino_ssl.data.loader import Workers
 from dino_ssl.dino.centering import Center
 from dino_ssl.dino.method import MultiCropNetwork, SelfDistillation
 from dino_ssl.models.heads import DINOHead
 from dino_ssl.models.vit import VisionTransformer
 from dino_ssl.training.journal import read_metrics
-from dino_ssl.training.loop import accumulate_gradients, to_device, train
+from dino_ssl.training.loop import accumulate_gradients, normalized, train
+from dino_ssl.training.optim import build_optimizer, clip_gradients, parameter_groups, set_rates
 from dino_ssl.training.prepare import prepare
 
 CPU = torch.device("cpu")
+ALONE = Workers(0, 0)
 torch.set_num_threads(1)  # more wait for each other longer than they work
 BATCH, STEPS_PER_EPOCH, EPOCHS = 8, 5, 4
 STEPS = EPOCHS * STEPS_PER_EPOCH
@@ -38,7 +41,7 @@ def a_run(folder, compat="none", **changes):
         "device": "cpu",
         "precision": "fp32",
         "compat": compat,
-        "crops": {"global_size": 16, "local_size": 8, "num_local_crops": 2, "blur": 0.0},
+        "crops": {"global_size": 16, "local_size": 8, "num_local_crops": 2, "blur": [0.0, 0.0, 0.0]},
         "model": {"name": "vit_micro", "patch_size": 8, "drop_path": 0.0},
         "head": {"prototypes": 16, "hidden_dim": 32, "bottleneck_dim": 8, "norm_last_layer": False},
         "dino": {"teacher_temperature": 0.07, "warmup_teacher_temperature_epochs": 3, "momentum": 0.9},
@@ -138,7 +141,7 @@ def parts_that_matter(network):
 @pytest.mark.parametrize("compat", ["none", "dino"])
 def test_twenty_steps_are_those_of_the_paper_written_naively(tmp_path, compat):
     run = a_run(tmp_path, compat)
-    batches = [to_device(run, batch) for batch in run.micro_batches(0)]
+    batches = [normalized(run, batch) for batch in run.micro_batches(ALONE)]
     student, teacher = copy.deepcopy((run.method.student, run.method.teacher))
     before = parts_that_matter(student)
     with run.journal:
@@ -159,7 +162,7 @@ def test_micro_batches_give_the_loss_the_gradient_and_the_centre_of_the_whole_ba
     for name, micro_batch in (("whole", None), ("parts", BATCH // 4)):
         run = a_run(tmp_path / name, micro_batch_size=micro_batch)
         assert run.shares.accumulation == (1 if micro_batch is None else 4)
-        loss = accumulate_gradients(run, run.micro_batches(0), run.plan.at(0))
+        loss = accumulate_gradients(run, run.micro_batches(ALONE), run.plan.at(0))
         run.method.update_center()
         gradients = {name: p.grad for name, p in run.method.student.named_parameters()}
         results.append({"loss": loss, "center": run.method.center.center, **gradients})
@@ -278,3 +281,40 @@ def test_the_loss_of_a_step_uses_the_centre_of_the_step_before():
     assert torch.equal(method.loss(views, 0.04), first)
     method.update_center()
     assert not torch.equal(method.loss(views, 0.04), first)
+
+
+@pytest.mark.parametrize("per_tensor", [True, False])
+def test_a_step_never_waits_for_the_device(per_tensor):
+    """On `meta` there are no values to read: whatever asks for one fails."""
+    networks = []
+    for drop_path in (0.1, 0.0):
+        backbone = VisionTransformer(
+            image_size=16, patch_size=8, embed_dim=12, depth=2, num_heads=2, drop_path=drop_path
+        )
+        networks.append(a_network(backbone))
+        networks[-1].head.last_layer = nn.Linear(4, 5, bias=False)  # weight norm has no backward on `meta` in torch 2.6
+    method = SelfDistillation(*networks, Center(5), student_temperature=0.1, device=torch.device("meta"))
+    # Not AdamW, whose fused form PyTorch has on real devices only.
+    optimizer = build_optimizer("lars", parameter_groups(method.student))
+    set_rates(optimizer, lr=0.1, weight_decay=0.04)
+    loss = method.loss([view.to("meta") for view in views_of((2, 16), (3, 8))], 0.04)
+    loss.backward()
+    clip_gradients(method.student.parameters(), 3.0, per_tensor=per_tensor)
+    optimizer.step()
+    method.update_center()
+    method.update_teacher(0.9)
+    with pytest.raises(RuntimeError, match="meta"):
+        loss.item()
+
+
+def test_half_precision_logits_reach_the_loss_as_they_are():
+    method, views = a_method(), views_of((2, 16), (3, 8))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert method.student(views).dtype == torch.bfloat16
+        student, teacher = (network(views[:1]).detach().float() for network in (method.student, method.teacher))
+        ours = method.loss(views[:1], 0.04)
+    expected = paper_loss(student, teacher, torch.zeros(1, 5), 0.04)
+    assert ours.dtype == torch.float32
+    torch.testing.assert_close(ours.detach(), expected)
+    method.update_center()
+    torch.testing.assert_close(method.center.center, 0.1 * teacher.flatten(0, 1).mean(0, keepdim=True))

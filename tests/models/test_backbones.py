@@ -1,13 +1,15 @@
+import inspect
 import math
 
 import pytest
 import torch
+from timm.models.vision_transformer import Block
 from torch import nn
 from torch.nn import functional as F
 
 from dino_ssl.errors import UsageError
 from dino_ssl.models.backbone import build_backbone, check_crop_sizes
-from dino_ssl.models.vit import interpolate_positions
+from dino_ssl.models.vit import TransformerBlock, interpolate_positions
 
 SMALL = {
     "vit_micro": {"patch_size": 8},
@@ -148,6 +150,97 @@ def test_activation_checkpointing_changes_no_gradient(name):
         backbone(images).square().sum().backward()
         gradients.append([p.grad.clone() for p in backbone.parameters()])
     torch.testing.assert_close(*gradients)
+
+
+def every_token(vit, images):
+    """The class token of blocks that timm runs, on all tokens to the end, with its own drop path."""
+    patches = vit.patch_embed.proj(images).flatten(2).transpose(1, 2)
+    tokens = torch.cat((vit.cls_token.expand(len(images), -1, -1), patches), 1) + vit.pos_embed
+    for block in vit.blocks:
+        tokens = Block.forward(block, tokens)
+    return vit.norm(tokens)[:, 0]
+
+
+def gradients_of(vit, forward, *, autocast=False):
+    """The result of `forward` and its gradients, with the same random numbers every time."""
+    vit.zero_grad()
+    torch.manual_seed(7)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        features = forward()
+    features.sin().sum().backward()
+    return features.detach(), {name: p.grad.clone() for name, p in vit.named_parameters()}
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_the_class_token_alone_is_that_of_all_tokens_and_of_timms_drop_path(checkpointing):
+    torch.manual_seed(0)
+    vit = build_backbone("vit_micro", image_size=32, patch_size=8, drop_path=0.5).double()
+    images = torch.randn(8, 3, 32, 32, dtype=torch.float64)
+    expected, gradients = gradients_of(vit, lambda: every_token(vit, images))
+    assert not torch.allclose(expected, every_token(vit, images)), "drop path was not on"
+    vit.set_grad_checkpointing(checkpointing)
+    ours, our_gradients = gradients_of(vit, lambda: vit(images))
+    torch.testing.assert_close(ours, expected)
+    torch.testing.assert_close(our_gradients, gradients)
+
+
+def test_the_class_token_alone_is_that_of_all_tokens_in_bf16():
+    torch.manual_seed(0)
+    vit = build_backbone("vit_micro", image_size=32, patch_size=8)
+    images = torch.randn(8, 3, 32, 32)
+    (exact, exact_gradients), (expected, gradients), (ours, our_gradients) = (
+        gradients_of(vit, lambda: every_token(vit, images)),
+        gradients_of(vit, lambda: every_token(vit, images), autocast=True),
+        gradients_of(vit, lambda: vit(images), autocast=True),
+    )
+    assert ours.dtype == expected.dtype and 0 < (expected - exact).abs().max() < 0.05
+    torch.testing.assert_close(ours, expected, atol=0.02, rtol=0)
+    for name, gradient in exact_gradients.items():
+        error, allowed = (our_gradients[name] - gradient).norm(), (gradients[name] - gradient).norm()
+        assert error < 1.5 * allowed + 1e-6, name
+
+
+@pytest.fixture
+def compiler(monkeypatch):
+    """A backend that notes its graphs and runs them as they are; PyTorch cannot compile the checks of annotations."""
+    for name in ("forward", "_class_attention"):
+        monkeypatch.setattr(TransformerBlock, name, inspect.unwrap(getattr(TransformerBlock, name)))
+    graphs = []
+
+    def compiler(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    yield compiler, graphs
+    torch._dynamo.reset()
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # PyTorch looks at it
+def test_compiled_blocks_share_one_graph_per_crop_size(compiler):
+    """Although drop path differs from block to block; and again one each for the last, which is not asked for all."""
+    backend, graphs = compiler
+    torch.manual_seed(0)
+    student = build_backbone("vit_micro", image_size=32, patch_size=8, drop_path=0.3)
+    teacher = build_backbone("vit_micro", image_size=32, patch_size=8).requires_grad_(False)
+    views = [torch.randn(2, 3, 32, 32), torch.randn(4, 3, 16, 16)]
+    assert len(student.blocks) == 4
+
+    def step():
+        teacher.train()
+        return [teacher(views[0]), *(gradients_of(student, lambda crops=crops: student(crops)) for crops in views)]
+
+    expected = step()
+    student.compile(backend=backend, fullgraph=True)
+    teacher.compile(backend=backend, fullgraph=True)
+    for num_graphs in (2 + 4, 2 + 4 + 2):
+        torch.testing.assert_close(step(), expected)
+        teacher.eval()
+        assert len(graphs) == num_graphs
+        for num_images in (5, 5, 3):
+            teacher(torch.randn(num_images, 3, 32, 32))
+    # PyTorch keeps eight and says so loudly when it needs more.
+    assert len(graphs) == 8
 
 
 def test_the_small_stem_keeps_the_detail_of_small_images():

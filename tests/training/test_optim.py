@@ -46,6 +46,30 @@ def test_lars_takes_the_two_steps_of_the_reference():
     torch.testing.assert_close(b.detach(), expected_b, atol=1e-6, rtol=0)
 
 
+def test_lars_is_its_formula_tensor_by_tensor():
+    """A parameter of zeros has ratio 1, one without gradient stays."""
+    torch.manual_seed(0)
+    shapes = [(8, 3, 3, 3), (200, 100), (1, 1, 384), (7,), (5, 5), (4, 4), (2, 2)]
+    parameters = [nn.Parameter(torch.randn(shape)) for shape in shapes]
+    parameters[4].data.zero_()
+    expected = [p.detach().clone() for p in parameters]
+    momenta = [torch.zeros_like(p) for p in parameters]
+    optimizer = LARS([{"params": parameters, "weight_decay": 1e-4}], lr=0.3)
+    for step in range(3):
+        for index, (p, w, momentum) in enumerate(zip(parameters[:-1], expected, momenta, strict=False)):
+            p.grad = torch.zeros_like(p) if index == 5 and step == 0 else torch.randn_like(p)
+            update = p.grad
+            if p.ndim != 1:
+                update = update + 1e-4 * w
+                if w.norm() > 0 and update.norm() > 0:
+                    update = update * (0.001 * w.norm() / update.norm())
+            momentum.mul_(0.9).add_(update)
+            w.sub_(0.3 * momentum)
+        optimizer.step()
+    torch.testing.assert_close([p.detach() for p in parameters], expected, atol=1e-7, rtol=1e-6)
+    assert parameters[-1] not in optimizer.state
+
+
 def test_clipping_per_tensor_is_the_reference():
     parameters = with_gradients(28.284, 0.14142)
     clip_gradients(parameters, 3.0, per_tensor=True)

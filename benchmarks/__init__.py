@@ -1,0 +1,1 @@
+"""Programs that measure speed: each against a plain reference, as ratios within one run."""
