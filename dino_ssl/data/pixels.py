@@ -7,16 +7,17 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Int64, Shaped, UInt8
-from PIL import Image
 
 from dino_ssl.errors import UsageError
+
+FINGERPRINT_IMAGES = 4096  # spread over the set: hashing every pixel of a terabyte would take an hour
 
 
 @dataclass(frozen=True, eq=False)
 class Pixels:
-    """RGB images in memory, all of one size."""
+    """Images in memory, or mapped into it from a file, all of one size; any number of channels."""
 
-    images: UInt8[np.ndarray, "n h w 3"]
+    images: UInt8[np.ndarray, "n h w c"]
     labels: Int64[np.ndarray, " n"] | None
     """Indices into `classes`; None where nothing is known."""
     classes: tuple[str, ...]
@@ -25,48 +26,52 @@ class Pixels:
     def __len__(self) -> int:
         return len(self.images)
 
-    def image(self, index: int) -> Image.Image:
-        """The image in RGB."""
-        return Image.fromarray(self.images[index])
+    @property
+    def shard_sizes(self) -> None:
+        """Any order of pixels reads equally fast."""
+
+    def raw(self, index: int) -> UInt8[np.ndarray, "h w c"]:
+        """The image's pixels."""
+        return np.ascontiguousarray(self.images[index])
 
     def describe(self, index: int) -> str:
         """What a person calls this image: `cifar10:train[12]`."""
         return f"{self.name}[{index}]"
 
     def fingerprint(self) -> str:
-        """16 hexadecimal digits over shape and pixels: the same images in another layout have the same."""
+        """16 hexadecimal digits over shape and up to 4,096 images: the same in another layout have the same."""
         digest = hashlib.sha256(repr(self.images.shape).encode())
-        digest.update(np.ascontiguousarray(self.images).data)
+        for index in np.linspace(0, len(self) - 1, min(len(self), FINGERPRINT_IMAGES)).astype(np.int64).tolist():
+            digest.update(self.raw(index).data)
         return digest.hexdigest()[:16]
 
 
 def checked(images: Any, labels: Any, classes: tuple[str, ...], *, name: str, file: Path) -> Pixels:
-    """Build Pixels from arrays that somebody else wrote; grey images are repeated into three channels.
+    """Build Pixels from arrays that somebody else wrote.
 
     Args:
-        images: uint8, [N, H, W, 3] or [N, H, W], N > 0.
+        images: uint8, [N, H, W, C] or [N, H, W] (one channel), N > 0.
         labels: integers, [N], or None.
         classes: one name per label, or none: then the labels' numbers are the names.
         file: named in errors.
     Raises:
         UsageError: shapes, types or ranges are others.
     """
-    rgb = _rgb(np.asarray(images), file)
+    pixels = _with_channels(np.asanyarray(images), file)
     if labels is None:
-        return Pixels(rgb, None, (), name)
-    ids = _ids(labels, len(rgb), file)
+        return Pixels(pixels, None, (), name)
+    ids = _ids(labels, len(pixels), file)
     classes = classes or tuple(str(label) for label in range(int(ids.max()) + 1))
     if ids.min() < 0 or ids.max() >= len(classes):
         raise UsageError(f"{file}: labels {ids.min()} to {ids.max()}, but {len(classes)} classes from 0 on")
-    return Pixels(rgb, ids, classes, name)
+    return Pixels(pixels, ids, classes, name)
 
 
-def _rgb(images: Shaped[np.ndarray, "..."], file: Path) -> UInt8[np.ndarray, "n h w 3"]:
-    grey, color = images.ndim == 3, images.ndim == 4 and images.shape[3] == 3
-    if images.dtype != np.uint8 or not images.size or not (grey or color):
+def _with_channels(images: Shaped[np.ndarray, "..."], file: Path) -> UInt8[np.ndarray, "n h w c"]:
+    if images.dtype != np.uint8 or not images.size or images.ndim not in (3, 4):
         found = f"{images.dtype} {list(images.shape)}"
-        raise UsageError(f"{file}: images are {found}; they must be uint8 [N, H, W, 3] or [N, H, W], N > 0")
-    return np.ascontiguousarray(images) if color else np.repeat(images[..., None], 3, axis=3)
+        raise UsageError(f"{file}: images are {found}; they must be uint8 [N, H, W, C] or [N, H, W], N > 0")
+    return images if images.ndim == 4 else images[..., None]
 
 
 def _ids(labels: Any, num_images: int, file: Path) -> Int64[np.ndarray, " n"]:
@@ -99,8 +104,8 @@ def _names(file: Path) -> tuple[str, ...]:
 
 def _load(file: Path) -> Shaped[np.ndarray, "..."]:
     try:
-        with file.open("rb") as stream:
-            # Not numpy.load: that opens archives and, for other files, speaks of pickles.
-            return np.lib.format.read_array(stream, allow_pickle=False)
+        # Not numpy.load: that opens archives and, for other files, speaks of pickles. Mapped, not read: an array
+        # may be larger than the memory.
+        return np.lib.format.open_memmap(file, mode="r")
     except (OSError, ValueError, EOFError) as error:
         raise UsageError(f"{file} is no array that can be read: {error}") from None

@@ -1,10 +1,13 @@
-"""SOURCE, as it is written after --data, to images: a name, a folder, class folders, arrays or a list file.
+"""SOURCE, as it is written after --data, to images: a name, a folder, class folders, arrays, a list or shards.
 
     digits, cifar10, cifar100, fashion_mnist   a known name: its train split; or cifar10:test
     photos                                     all images below; class folders become labels
     imagenet                                   with train/ and val/ (or test/): its train/; or imagenet:val
     arrays                                     x_train.npy, y_train.npy, x_test.npy, ...; or arrays:test
     list.txt                                   a path per line, optionally a tab and a class
+    list.csv, list.tsv, list.parquet           with columns path and perhaps label; a .parquet may hold the images
+    hf:FOLDER, hf:NAME                         a data set of Hugging Face's; or hf:NAME:test
+    shards, shards/{000..099}.tar              WebDataset shards; see `shards`
 
 A name wins over a folder of that name: write ./cifar10 for the folder.
 """
@@ -16,14 +19,19 @@ from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int64
-from PIL import Image
 
-from dino_ssl.data.folders import Files, read_folder, read_list
+from dino_ssl.data.decoding import Decoded, Raw, decode
+from dino_ssl.data.folders import Files, read_folder
+from dino_ssl.data.hugging_face import PREFIX as HUGGING_FACE
+from dino_ssl.data.hugging_face import open_hugging_face, test_split_of
 from dino_ssl.data.named import NAMES, layout_at, open_named
+from dino_ssl.data.parquet import read_parquet
 from dino_ssl.data.pixels import Pixels, read_arrays
+from dino_ssl.data.tables import SUFFIXES, read_list
+from dino_ssl.data.tar.shards import Shards, is_shards, open_shards
 from dino_ssl.errors import UsageError
 
-__all__ = ["Files", "Pixels", "Source", "labels_in", "open_source", "test_source_of"]
+__all__ = ["Files", "Pixels", "Source", "labels_in", "load", "open_source", "problems_of", "test_source_of"]
 
 HELD_OUT = ("val", "test")
 SPLITS = ("train", *HELD_OUT)
@@ -45,16 +53,31 @@ class Source(Protocol):
     def classes(self) -> tuple[str, ...]:
         """Names of the labels; empty without labels."""
 
+    @property
+    def shard_sizes(self) -> Int64[np.ndarray, " s"] | None:
+        """Lengths of the runs of images that lie together, in order; None where any order reads equally fast."""
+
     def __len__(self) -> int: ...
 
-    def image(self, index: int) -> Image.Image:
-        """The image in RGB; raises decoding.BrokenImage."""
+    def raw(self, index: int) -> Raw:
+        """The image as it is stored; raises decoding.BrokenImage. Called by several threads and processes at once."""
 
     def describe(self, index: int) -> str:
         """What a person calls this image: a path, or `cifar10:train[12]`."""
 
     def fingerprint(self) -> str:
         """Short text that differs for another data set and stays when the same one moves."""
+
+
+def load(source: Source, index: int, *, channels: int = 3, enough_pixels: float = float("inf")) -> Decoded:
+    """Read and decode one image; arguments and errors as `decoding.decode`."""
+    raw = source.raw(index)
+    return decode(raw, source.describe(index), channels=channels, enough_pixels=enough_pixels)
+
+
+def problems_of(source: Source) -> tuple[str, ...]:
+    """What is wrong with the source as a whole, a line each; everything else of it is used."""
+    return source.problems if isinstance(source, Shards) else ()
 
 
 def open_source(spec: str, root: Path) -> Source:
@@ -66,6 +89,10 @@ def open_source(spec: str, root: Path) -> Source:
     Raises:
         UsageError: it does not exist, is empty, or is not what it says.
     """
+    if spec.startswith(HUGGING_FACE):
+        return open_hugging_face(spec)
+    if _means_shards(spec):
+        return open_shards(spec, spec)
     place, split = _parse(spec)
     path = _path(place)
     if place in NAMES or _is_data_set(path):
@@ -86,6 +113,8 @@ def test_source_of(spec: str) -> str | None:
     `cifar10` -> `cifar10:test`; a folder with train/ and val/ (or test/) -> `folder:val`; `folder/train` ->
     its neighbour `folder/val`. A path that does not exist has none: `open_source` is the one that complains.
     """
+    if spec.startswith(HUGGING_FACE):
+        return test_split_of(spec)
     place, split = _parse(spec)
     path = _path(place)
     if split in HELD_OUT:
@@ -117,11 +146,11 @@ def labels_in(source: Source, classes: tuple[str, ...]) -> Int64[np.ndarray, " n
 
 
 def _parse(spec: str) -> tuple[str, str | None]:
-    """Place and split; a path that exists as it is written has no split, whatever colons it has."""
+    """Place and split; a URL, or a path that exists as it is written, has no split, whatever colons it has."""
     if not spec.partition(":")[0].strip():
         raise UsageError(f"data is not set; write --data FOLDER, or --data with one of {', '.join(NAMES)}")
     place, colon, split = spec.rpartition(":")
-    if not colon or _kind(_path(spec)):
+    if not colon or "://" in spec or _kind(_path(spec)):
         return spec, None
     if split in SPLITS:
         return place, split
@@ -160,13 +189,17 @@ def _open_data_set(place: str, split: str, root: Path) -> Source:
     return layout.read(folder, split, name)
 
 
+def _means_shards(spec: str) -> bool:
+    return bool(spec.strip()) and spec.partition(":")[0] not in NAMES and is_shards(spec)
+
+
 def _open_folder(path: Path, split: str | None) -> Source:
-    if split is None:
-        has_splits = _kind(path / "train") == "folder" and _held_out(path) is not None
-        return read_folder(path / "train" if has_splits else path)
-    if _kind(path / split) != "folder":
-        raise UsageError(f"data source '{path}:{split}': there is no folder '{path / split}'")
-    return read_folder(path / split)
+    if split is None and _kind(path / "train") == "folder" and _held_out(path) is not None:
+        split = "train"
+    folder = path / split if split else path
+    if _kind(folder) != "folder":
+        raise UsageError(f"data source '{path}:{split}': there is no folder '{folder}'")
+    return open_shards(str(folder), str(folder)) if is_shards(str(folder)) else read_folder(folder)
 
 
 def _held_out(path: Path) -> Path | None:
@@ -174,11 +207,15 @@ def _held_out(path: Path) -> Path | None:
 
 
 def _open_file(path: Path, split: str | None) -> Source:
-    if path.suffix.lower() != ".txt":
-        raise UsageError(f"data source '{path}' is a file; give a folder, or a .txt with one image path per line")
+    suffix = path.suffix.lower()
+    if suffix not in (*SUFFIXES, ".parquet"):
+        raise UsageError(
+            f"data source '{path}' is a file; give a folder, or a list of images: .txt with one path per line, "
+            ".csv, .tsv or .parquet with a column 'path'"
+        )
     if split is not None:
         raise UsageError(f"data source '{path}:{split}': a list file has no splits; write one list for each")
-    return read_list(path)
+    return read_parquet(path) if suffix == ".parquet" else read_list(path)
 
 
 def _nearby(place: str, path: Path) -> str:
