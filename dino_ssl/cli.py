@@ -24,6 +24,8 @@ usage: dino-ssl COMMAND ...
 Self-supervised pretraining of vision backbones with DINO.
 
   pretrain   train a backbone on images without labels
+  stats      look at a data set: numbers, broken and duplicate images, a picture of its crops
+  pack       write a data set as tar shards
 
 dino-ssl COMMAND --help lists what a command takes; dino-ssl --version says which version this is.
 Start here: dino-ssl pretrain --preset digits
@@ -71,7 +73,21 @@ def _report(report: "Report") -> None:
         print(f"\n{report.text}\n\n{NEXT}")
 
 
-COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {"pretrain": pretrain}
+def stats(arguments: Sequence[str]) -> None:
+    """`dino-ssl stats`."""
+    from dino_ssl.stats_command import stats as run  # noqa: PLC0415
+
+    run(arguments)
+
+
+def pack(arguments: Sequence[str]) -> None:
+    """`dino-ssl pack`."""
+    from dino_ssl.pack_command import pack as run  # noqa: PLC0415
+
+    run(arguments)
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {"pretrain": pretrain, "stats": stats, "pack": pack}
 
 
 def run_command(command: str, arguments: Sequence[str]) -> int:
@@ -88,7 +104,7 @@ def run_command(command: str, arguments: Sequence[str]) -> int:
         _complain(str(error), hint="what was saved before is untouched")
         return 1
     except KeyboardInterrupt:
-        _complain("interrupted", hint="the same command resumes from the newest checkpoint")
+        _complain("interrupted", hint="the same command goes on from what was saved")
         return 130
     return 0
 

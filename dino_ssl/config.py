@@ -12,6 +12,7 @@ Compat = Literal["none", "dino"]
 Device = Literal["auto", "cpu", "cuda"]
 OptimizerName = Literal["adamw", "sgd", "lars"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
+Renderer = Literal["fused", "pil", "device"]
 
 
 @dataclass(frozen=True)
@@ -34,14 +35,18 @@ class Crops:
     """Strength of brightness, contrast, saturation (0.4, 0.4, 0.2) and hue (0.1); 0 turns it off."""
     grayscale: float = 0.2
     """Probability of dropping the colours."""
-    blur: float = 1.0
-    """Factor on the blur probabilities 1.0, 0.1, 0.5 (global 1, global 2, local); 0 below 64 pixels."""
+    blur: tuple[float, float, float] = (1.0, 0.1, 0.5)
+    """Probability of Gaussian blur: first global, second global, local crops; 0 0 0 below 64 pixels."""
     solarize: float = 0.2
     """Probability of solarization, second global crop only."""
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    """Channel means of the data in [0, 1]; ImageNet's by default."""
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
-    """Channel standard deviations of the data in [0, 1]; ImageNet's by default."""
+    channels: int = 3
+    """3 for colour, 1 for grey, others as arrays have them (then no hue, no saturation)."""
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    """Channel means of the data in [0, 1], as `dino-ssl stats` prints them; ImageNet's by default."""
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    """Channel deviations of the data in [0, 1]; ImageNet's by default."""
+    renderer: Renderer = "fused"
+    """fused: fast; pil: operation by operation as the original; device: on the GPU, the CPU only decodes."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +130,9 @@ class Loader:
     """How images reach the device; the batches are the same whatever stands here."""
 
     num_workers: int | None = None
-    """Worker processes per rank; None: a core each but one, at most 10. On a CPU the network gets the other cores."""
+    """Threads per rank that decode and render; None: all cores but one, at most 16."""
+    num_processes: int | None = None
+    """Processes that share these threads; 0: the training's own. None: 0 on a CPU, a quarter on a GPU."""
     max_broken: float = 0.01
     """Largest share of unreadable images before the run stops with their list."""
 
@@ -182,6 +189,8 @@ class PretrainConfig:
     """SOURCE of the images: a folder (with or without class folders), or a name such as digits, cifar10."""
     data_root: Path = Path("data")
     """Folder in which named data sets lie."""
+    shuffle_buffer: int = 16384
+    """Images of tar shards that are shuffled together; every other SOURCE is shuffled as a whole."""
     output_dir: Path = Path("runs/pretrain")
     """The run's folder; the same command in the same folder resumes."""
     epochs: int = 100

@@ -26,9 +26,9 @@ RANGES = (
     Range(
         "must be at least 1",
         lambda x: x >= 1,
-        "epochs steps batch_size micro_batch_size crops.global_size crops.local_size model.patch_size "
-        "head.hidden_dim head.bottleneck_dim knn.k knn.max_images checkpoint.every_steps "
-        "checkpoint.keep_last log.every_steps",
+        "epochs steps batch_size micro_batch_size shuffle_buffer crops.channels crops.global_size "
+        "crops.local_size model.patch_size head.hidden_dim head.bottleneck_dim knn.k knn.max_images "
+        "checkpoint.every_steps checkpoint.keep_last log.every_steps",
     ),
     Range("must be at least 2, or every image looks the same to the loss", lambda x: x >= 2, "head.prototypes"),
     Range(
@@ -36,7 +36,7 @@ RANGES = (
         lambda x: 0 <= x < float("inf"),
         "crops.num_local_crops dino.warmup_teacher_temperature_epochs optim.min_lr optim.warmup_epochs "
         "optim.weight_decay optim.weight_decay_end optim.clip_grad optim.freeze_last_layer_epochs "
-        "loader.num_workers knn.every_epochs checkpoint.keep_every",
+        "loader.num_workers loader.num_processes knn.every_epochs checkpoint.keep_every",
     ),
     Range(
         "must be above 0",
@@ -46,7 +46,7 @@ RANGES = (
     Range(
         "must lie between 0 and 1",
         lambda x: 0 <= x <= 1,
-        "crops.flip crops.grayscale crops.blur crops.solarize dino.center_momentum dino.momentum "
+        "crops.flip crops.grayscale crops.solarize dino.center_momentum dino.momentum "
         "dino.momentum_end loader.max_broken",
     ),
     # A share of 1 would drop every block, and an empty crop has no pixel.
@@ -60,8 +60,8 @@ RANGES = (
         lambda x: 0 < x[0] <= x[1] <= 1,
         "crops.global_scale crops.local_scale",
     ),
-    Range("must be three numbers between 0 and 1", lambda x: all(0 <= c <= 1 for c in x), "crops.mean"),
-    Range("must be three numbers above 0 and at most 1", lambda x: all(0 < c <= 1 for c in x), "crops.std"),
+    Range("must be numbers between 0 and 1", lambda x: all(0 <= c <= 1 for c in x), "crops.mean crops.blur"),
+    Range("must be numbers above 0 and at most 1", lambda x: all(0 < c <= 1 for c in x), "crops.std"),
 )
 
 
@@ -71,6 +71,7 @@ def check(config: PretrainConfig) -> list[str]:
     return [
         *_ranges(config),
         *_data(config),
+        *_channels(config),
         *_patches(config),
         *_batch_norm(config),
         *_rates(config),
@@ -99,6 +100,16 @@ def _ranges(config: PretrainConfig) -> Iterator[str]:
 def _data(config: PretrainConfig) -> Iterator[str]:
     if not config.data.strip():
         yield "data is not set; write --data FOLDER, or --preset digits to try it without data of your own"
+
+
+def _channels(config: PretrainConfig) -> Iterator[str]:
+    channels = config.crops.channels
+    for knob, values in (("mean", config.crops.mean), ("std", config.crops.std)):
+        if len(values) != channels >= 1:
+            yield (
+                f"crops.{knob}={shown(values)} must be one number for each channel, crops.channels={channels}; "
+                "`dino-ssl stats SOURCE` prints them"
+            )
 
 
 def _patches(config: PretrainConfig) -> Iterator[str]:

@@ -7,13 +7,14 @@ bad one is reported and not only the first.
 
 import io
 import re
+import sys
 from collections import deque
 from collections.abc import Sequence
 from contextlib import redirect_stderr
 from dataclasses import dataclass, field
 from itertools import dropwhile, takewhile
 from pathlib import Path
-from typing import get_args, get_origin
+from typing import Any, get_args, get_origin
 
 import tyro
 
@@ -107,13 +108,20 @@ def _take_knob(line: CommandLine, written: str, to: Replacement, words: deque[st
     if kind is bool:
         values = [words.popleft()] if words and not _is_flag_or_recipe(words[0]) else ["true"]
     else:
-        values = _values(words, len(get_args(kind)) if get_origin(kind) is tuple else 1)
+        values = _values(words, _num_values(kind))
     try:
         rewritten = [to.rewrite(value) for value in values]
         line.flags.append(Flag(written, to.knob, _words(to.knob, rewritten)))
     except ValueError as rule:
         line.problems.append(f"{written}={' '.join(values)} {rule}")
         line.suspects.add(to.knob)
+
+
+def _num_values(kind: Any) -> int:
+    """Words that a flag takes at most; a list of any length ends with the next flag or recipe."""
+    if get_origin(kind) is not tuple:
+        return 1
+    return sys.maxsize if Ellipsis in get_args(kind) else len(get_args(kind))
 
 
 def _take_unknown(line: CommandLine, written: str, name: str, words: deque[str]) -> None:
@@ -128,13 +136,18 @@ def _take_unknown(line: CommandLine, written: str, name: str, words: deque[str])
 def _values(words: deque[str], count: int) -> list[str]:
     """Take up to `count` words that are no flags; a single dash may begin a number."""
     values: list[str] = []
-    while words and len(values) < count and not words[0].startswith("--"):
+    is_list = count == sys.maxsize
+    while words and len(values) < count and not words[0].startswith("--") and not (is_list and _is_recipe(words[0])):
         values.append(words.popleft())
     return values
 
 
 def _is_flag_or_recipe(word: str) -> bool:
-    return word.startswith("-") or word.endswith((".yaml", ".yml"))
+    return word.startswith("-") or _is_recipe(word)
+
+
+def _is_recipe(word: str) -> bool:
+    return word.endswith((".yaml", ".yml"))
 
 
 def _words(knob: str, values: list[str]) -> list[str]:

@@ -101,12 +101,14 @@ def _choice(value: object, choices: tuple[str, ...]) -> str:
 
 
 def _tuple(value: object, kinds: tuple[Any, ...]) -> tuple[Any, ...]:
+    any_length = kinds[-1] is Ellipsis
     try:
         if isinstance(value, list | tuple):
+            kinds = kinds[:1] * len(value) if any_length else kinds
             return tuple(convert(item, kind) for item, kind in zip(value, kinds, strict=True))
     except ValueError:
         pass  # a wrong length or a wrong item breaks the same rule
-    raise ValueError(f"must be a list of {len(kinds)} numbers in brackets")
+    raise ValueError(f"must be a list of {'' if any_length else f'{len(kinds)} '}numbers in brackets")
 
 
 def _scalar(value: object, kind: type) -> Any:

@@ -21,14 +21,15 @@ FLOORS = [floor.split() for floor in (
     "dino.method training.broken_images training.checkpoint training.curves training.journal training.optim"
     " training.progress training.signals training.trackers",
     "training.*",
+    "pack_command stats_command",
     "cli __main__",
 )]  # fmt: skip
 PURE = 1
 # Only these modules may use such a name.
 RESERVED = {
     "torch.distributed": ["training.distributed"],
-    **{name: ["cli"] for name in ("print", "argparse")},
-    "tyro": ["cli", "config_flags"],
+    **{name: ["cli", "pack_command", "stats_command"] for name in ("print", "argparse")},
+    "tyro": ["cli", "config_flags", "pack_command", "stats_command"],
     **{program: [] for program in ("submitit", "eval", "launch", "benchmarks", "tests")},
 }
 LONGEST_FILE, LONGEST_FUNCTION, LONG_FUNCTION = 300, 60, 30  # lines

@@ -98,7 +98,7 @@ def newest_weights(run: Path) -> list[torch.Tensor]:
         ("--data cifar10:trian", "data source 'cifar10:trian': 'trian' is no split", "choose from train, val, test"),
         ("--data empty", "data source 'empty': no image among 0 files", "choose a folder that holds some"),
         ("--data texts", "data source 'texts': no image among 2 files", "choose a folder that holds some"),
-        ("--data photos/00.png", "data source 'photos/00.png' is a file", "give a folder, or a .txt"),
+        ("--data photos/00.png", "data source 'photos/00.png' is a file", "give a folder, or a list of images: .txt"),
         # the batch
         ("--batch-size 0", "batch_size=0 must be at least 1", "the default is 512"),
         ("--batch-size 13", "batch_size=13 is larger than the data set (12 images in photos)", "12 or less"),
@@ -322,7 +322,7 @@ def test_ctrl_c_exits_130_and_says_how_to_go_on(here: Path) -> None:
         process.send_signal(signal.SIGINT)
         rest = process.stderr.read()
     assert process.returncode == 130
-    assert rest.splitlines()[-2:] == ["error: interrupted", "the same command resumes from the newest checkpoint"]
+    assert rest.splitlines()[-2:] == ["error: interrupted", "the same command goes on from what was saved"]
     assert "Traceback" not in rest
 
 

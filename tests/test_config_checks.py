@@ -26,7 +26,7 @@ def test_every_number_has_a_range():
     assert sorted(ranged) == sorted({*numbers, "steps", "micro_batch_size", *OPTIONAL_COUNTS})
 
 
-OPTIONAL_COUNTS = ("checkpoint.every_steps", "loader.num_workers")
+OPTIONAL_COUNTS = ("checkpoint.every_steps", "loader.num_workers", "loader.num_processes")
 
 
 def is_number(value: object) -> bool:
@@ -48,7 +48,9 @@ def is_number(value: object) -> bool:
         (changed(crops={"flip": float("nan")}), "crops.flip=NaN must lie between 0 and 1"),
         (changed(crops={"global_scale": (0.5, 0.4)}), "crops.global_scale=[0.5, 0.4] must be two shares"),
         (changed(crops={"local_scale": (0.0, 0.4)}), "crops.local_scale=[0.0, 0.4] must be two shares"),
-        (changed(crops={"std": (0.2, 0.0, 0.2)}), "crops.std=[0.2, 0.0, 0.2] must be three numbers above 0"),
+        (changed(crops={"std": (0.2, 0.0, 0.2)}), "crops.std=[0.2, 0.0, 0.2] must be numbers above 0"),
+        (changed(crops={"mean": (0.5,)}), "crops.mean=[0.5] must be one number for each channel, crops.channels=3"),
+        (changed(crops={"blur": (0.1, 2.0, 0.5)}), "crops.blur=[0.1, 2.0, 0.5] must be numbers between 0 and 1"),
         (changed(crops={"num_local_crops": -1}), "crops.num_local_crops=-1 must not be negative"),
         (changed(model={"drop_path": 1.0}), "model.drop_path=1.0 must be at least 0 and below 1"),
         (changed(dino={"teacher_temperature": 0.0}), "dino.teacher_temperature=0.0 must be above 0"),

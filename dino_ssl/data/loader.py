@@ -1,101 +1,96 @@
-"""(seed, step, rank) -> batch: a stateless order, so that a run resumes exactly, at any number of ranks."""
+"""Keys (epoch, index) -> batches of views, by threads, and by processes that have threads.
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from enum import IntEnum
+Decoding and rendering release the GIL, so that threads write the views of a batch into one array side by side.
+What a batch holds depends on its keys alone, never on who made it.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import cache
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Shaped, UInt8
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from dino_ssl.data.crops import ViewRecipe, multi_crop
-from dino_ssl.data.decoding import BrokenImage
-from dino_ssl.data.sources import Source
+from dino_ssl.data.crops import MultiCrop
+from dino_ssl.data.decoding import BrokenImage, Decoded
+from dino_ssl.data.order import Keys
+from dino_ssl.data.sources import Source, load
+from dino_ssl.data.streams import Purpose, stream
 
 MAX_REPLACEMENTS = 64
-Keys = list[tuple[int, int]]  # epoch and index of each image of a micro-batch
+AHEAD = 2  # batches that are made while one is used
+PADDING = 64  # pixels: sides of a batch of whole images are multiples, so that few shapes occur
+BOX_GRID = 256  # boxes of shrunk images end on this fraction of a pixel, which floats hold exactly
 
-
-class Purpose(IntEnum):
-    """What a stream of random numbers is for: two purposes never share numbers."""
-
-    ORDER = 0
-    CROPS = 1
-    REPLACEMENT = 2
-    KNN = 3
-
-
-def stream(seed: int, purpose: Purpose, epoch: int, sample: int = 0) -> np.random.Generator:
-    """Random numbers that depend on nothing but the arguments.
-
-    Source: counter-based generators, Salmon et al. 2011 (Philox).
-    """
-    return np.random.Generator(np.random.Philox(key=[seed, sample], counter=[0, 0, epoch, purpose]))
+Render = Callable[[np.ndarray, np.ndarray, np.ndarray], None]
+"""Pixels [h, w, c] and drawn views [v] of one image, and room for the result [v, c, s, s]."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One micro-batch of one rank.
+    """One micro-batch of one rank: views, or whole images and how to render their views on the device.
 
     Attributes:
-        views: the global crops, then the local crops if there are any; bytes, view-major.
+        views: the global crops, then the local crops if there are any; bytes, view-major. Empty if whole images
+            come instead, or if an image found no replacement.
         broken: (file, reason) of each image that could not be read and was replaced by another.
+        images: whole images, padded with zeros at the right and the bottom.
+        drawn: VIEW, [v, b]; for `images` only.
     """
 
-    views: list[UInt8[Tensor, "_v b 3 _s _s"]]
+    views: list[UInt8[Tensor, "_v b c _s _s"]]
     broken: list[tuple[str, str]]
+    images: UInt8[Tensor, "b h w c"] | None = None
+    drawn: Shaped[np.ndarray, "v b"] | None = None
 
     def pin_memory(self) -> "Batch":
-        return Batch([view.pin_memory() for view in self.views], self.broken)
+        images = None if self.images is None else self.images.pin_memory()
+        return replace(self, views=[view.pin_memory() for view in self.views], images=images)
 
 
 @dataclass(frozen=True)
-class Shares:
-    """How a global batch is shared out: `ranks` x `accumulation` micro-batches of `micro_batch` images."""
+class CropDataset(Dataset[Batch]):
+    """Batches of views for keys; an unreadable image is replaced by a random other one.
 
-    ranks: int
-    accumulation: int
-    micro_batch: int
-
-
-def share_out(batch_size: int, ranks: int, largest_micro_batch: int | None) -> Shares:
-    """The fewest equal micro-batches, none above `largest_micro_batch`.
-
-    Raises:
-        ValueError: the global batch does not divide among the ranks.
+    Args:
+        render: None leaves rendering to the device.
+        num_threads: threads per process; 0 works in the caller's.
+        enough_pixels: see `decoding.decode`; infinity decodes whole images, as the original does.
     """
-    if batch_size % ranks:
-        raise ValueError(
-            f"batch_size={batch_size} does not divide among {ranks} ranks; "
-            f"write --batch-size {batch_size // ranks * ranks or ranks}, or start a number of ranks that divides it"
-        )
-    per_rank = batch_size // ranks
-    limit = largest_micro_batch or per_rank
-    accumulation = next(n for n in range(1, per_rank + 1) if per_rank % n == 0 and per_rank // n <= limit)
-    return Shares(ranks, accumulation, per_rank // accumulation)
 
+    source: Source
+    crops: MultiCrop
+    seed: int
+    channels: int
+    render: Render | None
+    enough_pixels: float
+    num_threads: int = 0
 
-class MultiCropDataset(Dataset[tuple[list[Tensor], list[tuple[str, str]]]]):
-    """Crops of one image for a key (epoch, index); an unreadable image is replaced by a random other one."""
+    def __getitem__(self, keys: Keys) -> Batch:
+        """The micro-batch of these keys; what a worker process calls."""
+        return start(self, keys, _pool_of_process(self.num_threads))()
 
-    def __init__(self, source: Source, recipes: Sequence[ViewRecipe], seed: int) -> None:
-        self.source = source
-        self.recipes = recipes
-        self.seed = seed
-
-    def __getitem__(self, key: tuple[int, int]) -> tuple[list[Tensor], list[tuple[str, str]]]:
-        epoch, index = key
+    def decoded(self, epoch: int, index: int) -> tuple[Decoded | None, list[tuple[str, str]]]:
+        """The image of a key or its replacement, and (file, reason) of those that could not be read."""
         broken: list[tuple[str, str]] = []
         for candidate in self._candidates(epoch, index):
             try:
-                image = self.source.image(candidate)
+                return load(self.source, candidate, channels=self.channels, enough_pixels=self.enough_pixels), broken
             except BrokenImage as error:
                 broken.append((self.source.describe(candidate), error.reason))
-            else:
-                return multi_crop(image, self.recipes, stream(self.seed, Purpose.CROPS, epoch, index)), broken
-        return [], broken
+        return None, broken
+
+    def drawn(self, image: Decoded, epoch: int, index: int) -> Shaped[np.ndarray, " v"]:
+        """The key's views of that image, in its pixels."""
+        views = self.crops.draw(stream(self.seed, Purpose.CROPS, epoch, index), image.width, image.height)
+        if image.scale() != (1.0, 1.0):
+            _shrink_boxes(views["box"], image)
+        return views
 
     def _candidates(self, epoch: int, index: int) -> Iterator[int]:
         yield index
@@ -104,54 +99,148 @@ class MultiCropDataset(Dataset[tuple[list[Tensor], list[tuple[str, str]]]]):
             yield int(others.integers(len(self.source)))
 
 
-class BatchOrder:
-    """Keys (epoch, index) of this rank's micro-batches, from a step on.
-
-    Every epoch is a new permutation of the images, of which the last, incomplete batch is left out.
-    """
-
-    def __init__(
-        self, num_images: int, *, seed: int, shares: Shares, rank: int, start_step: int, total_steps: int
-    ) -> None:
-        self.num_images = num_images
-        self.seed = seed
-        self.shares = shares
-        self.rank = rank
-        self.steps = range(start_step, total_steps)
-
-    def __iter__(self) -> Iterator[Keys]:
-        batch_size = self.shares.ranks * self.shares.accumulation * self.shares.micro_batch
-        steps_per_epoch = self.num_images // batch_size
-        shuffled, order = -1, np.empty(0, dtype=np.int64)
-        for step in self.steps:
-            epoch, position = divmod(step, steps_per_epoch)
-            if epoch != shuffled:
-                shuffled, order = epoch, stream(self.seed, Purpose.ORDER, epoch).permutation(self.num_images)
-            batch = order[position * batch_size : (position + 1) * batch_size]
-            # Consecutive slices go to the ranks in turn: fewer ranks with more accumulation see the same slices.
-            for part in batch.reshape(self.shares.accumulation, self.shares.ranks, -1)[:, self.rank]:
-                yield [(epoch, int(index)) for index in part]
+def _shrink_boxes(boxes: Shaped[np.ndarray, "v 4"], image: Decoded) -> None:
+    """From pixels of the whole image to those of the shrunk one, none beyond its edge."""
+    scale = np.array(image.scale())
+    first = np.floor(boxes[:, :2] * scale * BOX_GRID) / BOX_GRID
+    last = np.rint((boxes[:, :2] + boxes[:, 2:]) * scale * BOX_GRID) / BOX_GRID
+    height, width, _ = image.pixels.shape
+    boxes[:, :2], boxes[:, 2:] = first, np.minimum(last, (width, height)) - first
 
 
-def collate(samples: list[tuple[list[Tensor], list[tuple[str, str]]]]) -> Batch:
-    """Stack the crops of each size: [views, images, 3, size, size]. No views if an image had no replacement."""
-    broken = [entry for _, entries in samples for entry in entries]
-    if not all(crops for crops, _ in samples):
+def start(dataset: CropDataset, keys: Keys, pool: ThreadPoolExecutor | None) -> Callable[[], Batch]:
+    """Begin a micro-batch in the pool's threads; the result waits for it."""
+    rooms = [] if dataset.render is None else _rooms(dataset, len(keys))
+
+    def work(places: range) -> list[_Made]:
+        return [_make(dataset, *keys[place], [room.numpy()[:, place] for room in rooms]) for place in places]
+
+    if pool is None:
+        return lambda: _assemble(rooms, work(range(len(keys))))
+    futures = [pool.submit(work, places) for places in _portions(len(keys), dataset.num_threads)]
+    return lambda: _assemble(rooms, [made for future in futures for made in _result(future, futures)])
+
+
+def _rooms(dataset: CropDataset, num_images: int) -> list[UInt8[Tensor, "_v b c _s _s"]]:
+    groups = dataset.crops.groups
+    return [_room(views.stop - views.start, num_images, dataset.channels, size, size) for views, size in groups]
+
+
+@dataclass(frozen=True)
+class _Made:
+    """What became of one key; the image and its views only if they are to be rendered later."""
+
+    found: bool
+    broken: list[tuple[str, str]]
+    pixels: UInt8[np.ndarray, "h w c"] | None = None
+    views: Shaped[np.ndarray, " v"] | None = None
+
+
+def _make(dataset: CropDataset, epoch: int, index: int, rooms: Sequence[UInt8[np.ndarray, "_v c _s _s"]]) -> _Made:
+    image, broken = dataset.decoded(epoch, index)
+    if image is None:
+        return _Made(False, broken)
+    views = dataset.drawn(image, epoch, index)
+    if dataset.render is None:
+        return _Made(True, broken, image.pixels, views)
+    for (group, _), room in zip(dataset.crops.groups, rooms, strict=True):
+        dataset.render(image.pixels, views[group], room)
+    return _Made(True, broken)
+
+
+def _assemble(rooms: list[Tensor], made: list[_Made]) -> Batch:
+    broken = [entry for one in made for entry in one.broken]
+    if not all(one.found for one in made):
         return Batch([], broken)
-    views = [torch.stack(crops) for crops in zip(*(crops for crops, _ in samples), strict=True)]
-    groups = [views[:2], views[2:]] if len(views) > 2 else [views]
-    return Batch([torch.stack(group) for group in groups], broken)
+    if rooms:
+        return Batch(rooms, broken)
+    drawn = np.stack([one.views for one in made if one.views is not None], axis=1)
+    return Batch([], broken, padded([one.pixels for one in made if one.pixels is not None]), drawn)
 
 
-def batches(dataset: MultiCropDataset, order: Iterable[Keys], *, num_workers: int, pin_memory: bool) -> Iterator[Batch]:
-    """This rank's micro-batches in order; the same whatever the number of workers."""
+def padded(images: Sequence[UInt8[np.ndarray, "_h _w c"]]) -> UInt8[Tensor, "b h w c"]:
+    """Images of several sizes in one array, zeros at the right and the bottom."""
+    height, width = (-(-max(image.shape[axis] for image in images) // PADDING) * PADDING for axis in (0, 1))
+    batch = _room(len(images), height, width, images[0].shape[2]).zero_()
+    for place, image in zip(batch.numpy(), images, strict=True):
+        place[: image.shape[0], : image.shape[1]] = image
+    return batch
+
+
+def _room(*shape: int) -> UInt8[Tensor, "..."]:
+    """Uninitialised bytes; in a worker process in shared memory, so that they travel without a copy."""
+    if get_worker_info() is None:
+        return torch.empty(shape, dtype=torch.uint8)
+    storage = torch.UntypedStorage._new_shared(int(np.prod(shape)))
+    return torch.empty(0, dtype=torch.uint8).set_(storage).reshape(shape)
+
+
+def _portions(length: int, num_threads: int) -> list[range]:
+    """Four portions for each thread, so that none waits long for the slowest."""
+    size = max(1, length // (4 * num_threads))
+    return [range(first, min(first + size, length)) for first in range(0, length, size)]
+
+
+def _result(future: "Future[list[_Made]]", all_of_batch: "list[Future[list[_Made]]]") -> list[_Made]:
+    try:
+        return future.result()
+    except BaseException:
+        for other in all_of_batch:
+            other.cancel()
+        raise
+
+
+@cache
+def _pool_of_process(num_threads: int) -> ThreadPoolExecutor | None:
+    """A worker process's own threads, which it keeps from batch to batch."""
+    return ThreadPoolExecutor(num_threads) if num_threads else None
+
+
+@dataclass(frozen=True)
+class Workers:
+    """Who makes batches: `threads` in each of `processes`; 0 processes are the caller's own, 0 threads its own."""
+
+    processes: int
+    threads: int
+
+    @property
+    def total(self) -> int:
+        return max(1, self.processes) * self.threads or self.processes
+
+
+def batches(dataset: CropDataset, order: Iterable[Keys], workers: Workers, *, pin_memory: bool) -> Iterator[Batch]:
+    """This rank's micro-batches in order; the same whatever the number of workers.
+
+    Threads of the caller's process share its GIL with the training: with many, processes of their own are better.
+    """
+    dataset = replace(dataset, num_threads=workers.threads)
+    if workers.processes == 0:
+        made = _ahead(dataset, order)
+        return (batch.pin_memory() for batch in made) if pin_memory else made
     loader: DataLoader[Batch] = DataLoader(
-        dataset,  # type: ignore[arg-type]
-        batch_sampler=order,
-        collate_fn=collate,
-        num_workers=num_workers,
+        dataset,
+        batch_size=None,
+        sampler=order,
+        num_workers=workers.processes,
         pin_memory=pin_memory,
+        prefetch_factor=AHEAD,
         # A generator of its own: the loader's worker seeds must not move the global random state.
         generator=torch.Generator(),
     )
     return iter(loader)
+
+
+def _ahead(dataset: CropDataset, order: Iterable[Keys]) -> Iterator[Batch]:
+    if dataset.num_threads == 0:
+        yield from (start(dataset, keys, None)() for keys in order)
+        return
+    pool, begun = ThreadPoolExecutor(dataset.num_threads), deque[Callable[[], Batch]]()
+    try:
+        for keys in order:
+            begun.append(start(dataset, keys, pool))
+            if len(begun) > AHEAD:
+                yield begun.popleft()()
+        while begun:
+            yield begun.popleft()()
+    finally:
+        pool.shutdown(cancel_futures=True)

@@ -26,10 +26,11 @@ def cls_attention(attention: AttentionMap) -> Float[Tensor, "b heads h w"]:
     return row[..., attention.num_prefix_tokens :].reshape(*row.shape[:2], *attention.grid)
 
 
-def attention_figure(images: UInt8[Tensor, "b 3 y x"], maps: Float[Tensor, "b heads h w"], path: Path) -> None:
+def attention_figure(images: UInt8[Tensor, "b c y x"], maps: Float[Tensor, "b heads h w"], path: Path) -> None:
     """Draw a row for each image: the image, the mean over heads, then up to `MAX_HEADS` heads; write a PNG.
 
-    Each map is coloured from its own smallest weight (dark) to its own largest (bright).
+    Each map is coloured from its own smallest weight (dark) to its own largest (bright). Images that are not RGB are
+    shown grey, as the mean of their channels.
     """
     num_heads = maps.shape[1]
     shown = maps[:, :MAX_HEADS].float().cpu()
@@ -37,7 +38,7 @@ def attention_figure(images: UInt8[Tensor, "b 3 y x"], maps: Float[Tensor, "b he
     layout = _Layout(len(images), len(titles), images.shape[-2], images.shape[-1])
     figure = Figure(figsize=layout.inches(), dpi=DPI, facecolor="white")
     for row, image in enumerate(images):
-        tiles = [image.permute(1, 2, 0).cpu(), maps[row].float().mean(0).cpu(), *shown[row]]
+        tiles = [_as_rgb(image).permute(1, 2, 0), maps[row].float().mean(0).cpu(), *shown[row]]
         for column, tile in enumerate(tiles):
             axes = figure.add_axes(layout.box(row, column))
             axes.set_axis_off()
@@ -48,6 +49,12 @@ def attention_figure(images: UInt8[Tensor, "b 3 y x"], maps: Float[Tensor, "b he
     path.parent.mkdir(parents=True, exist_ok=True)
     FigureCanvasAgg(figure)
     figure.savefig(path, format="png")
+
+
+def _as_rgb(image: UInt8[Tensor, "c y x"]) -> UInt8[Tensor, "3 y x"]:
+    if len(image) == 3:
+        return image.cpu()
+    return image.float().mean(0).byte().cpu().expand(3, -1, -1)
 
 
 @dataclass(frozen=True)

@@ -8,15 +8,14 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float, Int64, UInt8
-from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as TF
 
-from dino_ssl.data.crops import normalize
-from dino_ssl.data.decoding import BrokenImage
-from dino_ssl.data.sources import Source
+from dino_ssl.data.decoding import BrokenImage, bands
+from dino_ssl.data.sources import Source, load
+from dino_ssl.data.transfer import normalize
 from dino_ssl.errors import DivergedError, RunError
 
 
@@ -39,14 +38,13 @@ class Features:
         return len(self.broken)
 
 
-def center_pixels(image: Image.Image, size: int, center_crop: float) -> UInt8[Tensor, "3 size size"]:
+def center_pixels(pixels: UInt8[np.ndarray, "h w c"], size: int, center_crop: float) -> UInt8[Tensor, "c size size"]:
     """Resize the short side to size / center_crop (bicubic, PIL), then cut out the centre.
 
     An image of that size already is not resampled; DINO's 224 pixels of 256 are a `center_crop` of 0.875.
     """
-    image = TF.resize(image, [round(size / center_crop)], InterpolationMode.BICUBIC)
-    pixels: Tensor = TF.pil_to_tensor(TF.center_crop(image, [size, size]))
-    return pixels
+    resized = [TF.resize(band, [round(size / center_crop)], InterpolationMode.BICUBIC) for band in bands(pixels)]
+    return torch.cat([TF.pil_to_tensor(TF.center_crop(band, [size, size])) for band in resized])
 
 
 def extract_features(
@@ -69,7 +67,8 @@ def extract_features(
     bit for bit as if nothing had happened.
 
     Args:
-        encoder: normalised images [b, 3, size, size] to features [b, d]; lies on `device`.
+        encoder: normalised images [b, c, size, size] to features [b, d]; lies on `device`.
+        mean, std: one number per channel.
         size: side of the centre crop, pixels.
         center_crop: `size` over the resized short side, in (0, 1].
         precision: autocast to this type; None computes as the weights are.
@@ -79,8 +78,9 @@ def extract_features(
     """
     chosen = range(len(source)) if indices is None else indices
     values, kept, broken = [], [], []
+    crops = _CenterCrops(source, chosen, channels=len(mean), size=size, center_crop=center_crop)
     with evaluating(encoder), torch.no_grad(), torch.autocast(device.type, precision, precision is not None):
-        for batch in _batches(_CenterCrops(source, chosen, size, center_crop), batch_size, num_workers):
+        for batch in _batches(crops, batch_size, num_workers):
             kept += batch.indices
             broken += batch.broken
             if batch.indices:
@@ -92,7 +92,7 @@ def extract_features(
     return features
 
 
-def pixel_features(images: UInt8[np.ndarray, "n h w 3"]) -> Float[Tensor, "n d"]:
+def pixel_features(images: UInt8[np.ndarray, "n h w c"]) -> Float[Tensor, "n d"]:
     """Pixels in [0, 1] as features; the encoder `nn.Flatten()` with mean 0 and std 1 gives the same."""
     return torch.from_numpy(images).permute(0, 3, 1, 2).flatten(1) / 255
 
@@ -111,7 +111,7 @@ def evaluating(encoder: nn.Module) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class _Batch:
-    pixels: UInt8[Tensor, "b 3 h w"]
+    pixels: UInt8[Tensor, "b c h w"]
     indices: list[int]
     broken: list[tuple[str, str]]
 
@@ -119,9 +119,10 @@ class _Batch:
 class _CenterCrops(Dataset[tuple[int, Tensor | None, str]]):
     """Index, pixels (None if broken) and the reason."""
 
-    def __init__(self, source: Source, indices: Sequence[int], size: int, center_crop: float) -> None:
+    def __init__(self, source: Source, indices: Sequence[int], *, channels: int, size: int, center_crop: float) -> None:
         self.source = source
         self.indices = indices
+        self.channels = channels
         self.size = size
         self.center_crop = center_crop
 
@@ -131,15 +132,15 @@ class _CenterCrops(Dataset[tuple[int, Tensor | None, str]]):
     def __getitem__(self, position: int) -> tuple[int, Tensor | None, str]:
         index = self.indices[position]
         try:
-            image = self.source.image(index)
+            image = load(self.source, index, channels=self.channels)
         except BrokenImage as error:
             return index, None, error.reason
-        return index, center_pixels(image, self.size, self.center_crop), ""
+        return index, center_pixels(image.pixels, self.size, self.center_crop), ""
 
     def collate(self, samples: list[tuple[int, Tensor | None, str]]) -> _Batch:
         pixels = [image for _, image, _ in samples if image is not None]
         return _Batch(
-            torch.stack(pixels) if pixels else torch.empty(0, 3, self.size, self.size, dtype=torch.uint8),
+            torch.stack(pixels) if pixels else torch.empty(0, self.channels, self.size, self.size, dtype=torch.uint8),
             [index for index, image, _ in samples if image is not None],
             [(self.source.describe(index), reason) for index, image, reason in samples if image is None],
         )

@@ -7,7 +7,7 @@ from timm.layers import convert_sync_batchnorm
 from torch import nn
 
 from dino_ssl.config import PretrainConfig
-from dino_ssl.data.crops import ViewRecipe, dino_recipe
+from dino_ssl.data.crops import MultiCrop, dino_recipe
 from dino_ssl.dino.centering import Center
 from dino_ssl.dino.method import MultiCropNetwork, SelfDistillation
 from dino_ssl.models.backbone import Backbone, build_backbone, check_crop_sizes
@@ -24,6 +24,7 @@ def build_network(config: PretrainConfig, *, drop_path: float) -> MultiCropNetwo
         patch_size=model.patch_size,
         drop_path=drop_path,
         small_stem=model.small_stem,
+        in_chans=config.crops.channels,
     )
     projection = DINOHead(
         backbone.embed_dim,
@@ -51,7 +52,7 @@ def build_method(config: PretrainConfig, device: torch.device) -> SelfDistillati
     """
     torch.manual_seed(config.seed)
     student = build_network(config, drop_path=config.model.drop_path)
-    check_crop_sizes(student.backbone, _crop_sizes(config))
+    check_crop_sizes(student.backbone, _crop_sizes(config), config.crops.channels)
     method = SelfDistillation(
         synchronize_batch_norm(student, device),
         synchronize_batch_norm(build_network(config, drop_path=0.0), device),
@@ -78,9 +79,10 @@ def synchronize_batch_norm(network: MultiCropNetwork, device: torch.device) -> M
     return cast(MultiCropNetwork, convert_sync_batchnorm(network))
 
 
-def build_recipes(config: PretrainConfig) -> tuple[ViewRecipe, ...]:
+def build_crops(config: PretrainConfig) -> MultiCrop:
+    """The views of an image, as the configuration wants them."""
     crops = config.crops
-    return dino_recipe(
+    recipe = dino_recipe(
         global_size=crops.global_size,
         global_scale=crops.global_scale,
         num_local_crops=crops.num_local_crops,
@@ -92,6 +94,7 @@ def build_recipes(config: PretrainConfig) -> tuple[ViewRecipe, ...]:
         blur=crops.blur,
         solarize=crops.solarize,
     )
+    return MultiCrop(recipe)
 
 
 def autocast_dtype(config: PretrainConfig, device: torch.device) -> torch.dtype | None:

@@ -8,14 +8,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dino_ssl.config import PretrainConfig
-from dino_ssl.data.crops import normalize
 from dino_ssl.data.loader import Batch
+from dino_ssl.data.transfer import normalize
 from dino_ssl.errors import DivergedError, RunError
 from dino_ssl.training import distributed
 from dino_ssl.training.final_report import Report, final_report
 from dino_ssl.training.optim import clip_gradients, drop_last_layer_gradients, set_rates
 from dino_ssl.training.plan import Rates
-from dino_ssl.training.prepare import check_environment, num_workers, prepare, share_cores
+from dino_ssl.training.prepare import check_environment, prepare, share_cores, workers
 from dino_ssl.training.run import Run
 
 AGAINST_DIVERGENCE = (
@@ -43,7 +43,7 @@ def pretrain(config: PretrainConfig) -> Report:
 
 def train(run: Run) -> None:
     """Take every step that is left."""
-    parts = run.micro_batches(num_workers(run.config)) if not run.is_over() else iter(())
+    parts = run.micro_batches(workers(run.config, run.device)) if not run.is_over() else iter(())
     while not run.is_over():
         now = run.plan.at(run.step)
         set_rates(run.optimizer, lr=now.lr, weight_decay=now.weight_decay)
@@ -62,7 +62,7 @@ def accumulate_gradients(run: Run, parts: Iterator[Batch], now: Rates) -> Float[
     run.optimizer.zero_grad(set_to_none=True)
     total = torch.zeros((), device=run.device)
     for part in range(run.shares.accumulation):
-        views = to_device(run, next_batch(run, parts))
+        views = normalized(run, next_batch(run, parts))
         is_last = part == run.shares.accumulation - 1
         with distributed.gradient_sync(run.method.parallel_student, enabled=is_last):
             with torch.autocast(run.device.type, run.autocast_dtype, enabled=run.autocast_dtype is not None):
@@ -84,10 +84,10 @@ def next_batch(run: Run, parts: Iterator[Batch]) -> Batch:
     return batch
 
 
-def to_device(run: Run, batch: Batch) -> list[Float[Tensor, "_v b 3 _s _s"]]:
-    """Bytes to normalised floats on the device."""
+def normalized(run: Run, batch: Batch) -> list[Float[Tensor, "_v b c _s _s"]]:
+    """Bytes to floats."""
     crops = run.config.crops
-    return [normalize(view.to(run.device, non_blocking=True), crops.mean, crops.std) for view in batch.views]
+    return [normalize(view, crops.mean, crops.std) for view in batch.views]
 
 
 def apply_gradients(run: Run, now: Rates) -> bool:

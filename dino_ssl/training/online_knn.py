@@ -10,8 +10,8 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from dino_ssl.config import PretrainConfig
-from dino_ssl.data.loader import Purpose, stream
 from dino_ssl.data.sources import Source, labels_in, open_source, test_source_of
+from dino_ssl.data.streams import Purpose, stream
 from dino_ssl.errors import UsageError
 from dino_ssl.evaluation.features import extract_features
 from dino_ssl.evaluation.knn import PixelBaselines, knn_accuracy, pixel_baselines
@@ -55,8 +55,8 @@ class OnlineKnn:
 
     def pixels(self) -> PixelBaselines:
         """What the pixels themselves reach, every image; on rank 0."""
-        side = min(PIXEL_SIDE, self.config.crops.global_size)
-        bank, queries = self._sets(nn.Flatten(), None, size=side, mean=(0.0,) * 3, std=(1.0,) * 3)
+        side, channels = min(PIXEL_SIDE, self.config.crops.global_size), self.config.crops.channels
+        bank, queries = self._sets(nn.Flatten(), None, size=side, mean=(0.0,) * channels, std=(1.0,) * channels)
         return pixel_baselines(
             bank.values, bank.labels, queries.values, queries.labels,
             k=self.config.knn.k, temperature=self.config.knn.temperature, leave_one_out=self.queries is None,
@@ -91,8 +91,8 @@ class OnlineKnn:
         max_images: int | None,
         *,
         size: int,
-        mean: tuple[float, float, float],
-        std: tuple[float, float, float],
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
     ) -> tuple[Labelled, Labelled]:
         """Bank and queries; the same object twice when there are no queries."""
         classes = self.bank.classes

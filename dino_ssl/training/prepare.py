@@ -1,6 +1,7 @@
 """Everything that is checked, opened and built before the first step."""
 
 import json
+import logging
 import os
 import sys
 import time
@@ -14,8 +15,9 @@ from dino_ssl.config import PretrainConfig
 from dino_ssl.config_checks import check, check_schedule
 from dino_ssl.config_yaml import differences, load_config, write_config
 from dino_ssl.data.decoding import BrokenImage
-from dino_ssl.data.loader import Shares, share_out
-from dino_ssl.data.sources import Source, open_source
+from dino_ssl.data.loader import Workers
+from dino_ssl.data.order import Shares, share_out
+from dino_ssl.data.sources import Source, load, open_source, problems_of
 from dino_ssl.errors import UsageError
 from dino_ssl.training import distributed
 from dino_ssl.training.broken_images import BrokenImages
@@ -40,6 +42,9 @@ FREE_TO_CHANGE = (
     "log.",
 )
 PROBED_IMAGES = 32
+MOST_WORKERS = 16
+THREADS_PER_PROCESS = 4
+logger = logging.getLogger("dino_ssl")
 
 
 def check_environment(config: PretrainConfig) -> torch.device:
@@ -60,11 +65,15 @@ def check_environment(config: PretrainConfig) -> torch.device:
     return distributed.local_device(kind)
 
 
-def num_workers(config: PretrainConfig) -> int:
-    """Worker processes of this rank: what the config says, or the cores it may use less one, at most 10."""
-    if config.loader.num_workers is not None:
-        return config.loader.num_workers
-    return max(0, min(10, _cores_of_this_rank() - 1))
+def workers(config: PretrainConfig, device: torch.device) -> Workers:
+    """Who makes the batches of this rank: what the config says, or all its cores but one."""
+    knobs = config.loader
+    num = knobs.num_workers if knobs.num_workers is not None else min(MOST_WORKERS, _cores_of_this_rank() - 1)
+    if config.crops.renderer == "pil":  # PIL keeps the GIL
+        return Workers(num if knobs.num_processes is None else knobs.num_processes, 0)
+    default = num // THREADS_PER_PROCESS if device.type == "cuda" else 0
+    processes = default if knobs.num_processes is None else knobs.num_processes
+    return Workers(processes, -(-num // max(1, processes)))
 
 
 def share_cores(config: PretrainConfig, device: torch.device) -> None:
@@ -74,7 +83,7 @@ def share_cores(config: PretrainConfig, device: torch.device) -> None:
     small network become many times slower. `OMP_NUM_THREADS` (which torchrun sets) is left alone.
     """
     if device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(1, _cores_of_this_rank() - num_workers(config)))
+        torch.set_num_threads(max(1, _cores_of_this_rank() - workers(config, device).total))
 
 
 def _cores_of_this_rank() -> int:
@@ -89,7 +98,7 @@ def prepare(config: PretrainConfig, device: torch.device) -> Run:
         RunError: the folder has checkpoints, but none that this run can continue.
     """
     source = open_source(config.data, config.data_root)
-    _check_readable(source)
+    _check_readable(source, config.crops.channels)
     _check_apart(config, source)
     shares, steps_per_epoch = _share_out(config, len(source))
     plan = make_plan(config, steps_per_epoch)
@@ -118,16 +127,17 @@ def prepare(config: PretrainConfig, device: torch.device) -> Run:
     # Last, so that a mistake found above leaves the folder free for the corrected command.
     if distributed.is_main():
         _claim_folder(config, source, device)
+        _list_problems(config, source)
     distributed.barrier()
     return run
 
 
-def _check_readable(source: Source) -> None:
+def _check_readable(source: Source, channels: int) -> None:
     """Try images spread over the data set until one can be read."""
     reasons = []
     for index in range(0, len(source), max(1, len(source) // PROBED_IMAGES)):
         try:
-            source.image(index)
+            load(source, index, channels=channels)
         except BrokenImage as error:
             reasons.append(f"{source.describe(index)}: {error.reason}")
         else:
@@ -201,6 +211,16 @@ def _claim_folder(config: PretrainConfig, source: Source, device: torch.device) 
             f"output_dir={config.output_dir} cannot be written ({error.strerror}); "
             "write --output-dir with another folder"
         ) from error
+
+
+def _list_problems(config: PretrainConfig, source: Source) -> None:
+    """Say that the source is not whole, and keep the list."""
+    problems = problems_of(source)
+    if not problems:
+        return
+    path = config.output_dir / "data_problems.txt"
+    path.write_text("".join(f"{problem}\n" for problem in problems), encoding="utf-8")
+    logger.warning("data=%s: %d problems, the first: %s; all in %s", config.data, len(problems), problems[0], path)
 
 
 def _describe(source: Source, device: torch.device) -> dict[str, object]:

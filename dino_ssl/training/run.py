@@ -10,16 +10,19 @@ import torch
 from torch.optim import Optimizer
 
 from dino_ssl import __version__
-from dino_ssl.config import PretrainConfig
+from dino_ssl.config import PretrainConfig, Renderer
 from dino_ssl.config_yaml import to_dict
-from dino_ssl.data.loader import Batch, BatchOrder, MultiCropDataset, Shares, batches
+from dino_ssl.data import render_fused, render_pil
+from dino_ssl.data.loader import Batch, CropDataset, Render, Workers, batches
+from dino_ssl.data.order import BatchOrder, Shares
 from dino_ssl.data.sources import Source
+from dino_ssl.data.transfer import copied_ahead
 from dino_ssl.dino.method import SelfDistillation
 from dino_ssl.durable import also_name
 from dino_ssl.errors import RunError
 from dino_ssl.training import distributed
 from dino_ssl.training.broken_images import BrokenImages
-from dino_ssl.training.build import build_recipes
+from dino_ssl.training.build import build_crops
 from dino_ssl.training.checkpoint import NEWEST, CheckpointStore, capture_rng, restore_rng
 from dino_ssl.training.journal import Journal
 from dino_ssl.training.online_knn import OnlineKnn
@@ -27,6 +30,8 @@ from dino_ssl.training.plan import Plan
 from dino_ssl.training.signals import ctrl_c_waits
 
 FORMAT = "dino-ssl/1"
+# None: whole images travel, and the device renders.
+RENDERERS: dict[Renderer, Render | None] = {"fused": render_fused.render, "pil": render_pil.render, "device": None}
 logger = logging.getLogger("dino_ssl")
 
 
@@ -64,8 +69,8 @@ class Run:
     def is_over(self) -> bool:
         return self.step >= self.plan.total_steps
 
-    def micro_batches(self, num_workers: int) -> Iterator[Batch]:
-        """This rank's micro-batches from the present step to the end of the run."""
+    def micro_batches(self, workers: Workers) -> Iterator[Batch]:
+        """This rank's micro-batches, on the device, from the present step to the end of the run."""
         order = BatchOrder(
             len(self.source),
             seed=self.config.seed,
@@ -73,9 +78,20 @@ class Run:
             rank=distributed.rank(),
             start_step=self.step,
             total_steps=self.plan.total_steps,
+            shard_sizes=self.source.shard_sizes,
+            buffer=self.config.shuffle_buffer,
         )
-        dataset = MultiCropDataset(self.source, build_recipes(self.config), self.config.seed)
-        return batches(dataset, order, num_workers=num_workers, pin_memory=self.device.type == "cuda")
+        crops = build_crops(self.config)
+        dataset = CropDataset(
+            self.source,
+            crops,
+            seed=self.config.seed,
+            channels=self.config.crops.channels,
+            render=RENDERERS[self.config.crops.renderer],
+            enough_pixels=float("inf") if self.config.crops.renderer == "pil" else crops.enough_pixels,
+        )
+        made = batches(dataset, order, workers, pin_memory=self.device.type == "cuda")
+        return copied_ahead(made, crops, self.device)
 
     def save(self) -> None:
         """Write a checkpoint; a collective, of which rank 0 writes the file."""

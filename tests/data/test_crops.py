@@ -1,40 +1,27 @@
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageFilter, ImageOps
 from torchvision import transforms
-from torchvision.transforms import functional as TF
 
-from dino_ssl.data.crops import View, dino_recipe, draw_box, draw_view, multi_crop, render_view
+from dino_ssl.data.crops import OPERATIONS, VIEW, MultiCrop, dino_recipe, draw_boxes
 
 PAPER = {
-    "global_size": 224,
-    "global_scale": (0.4, 1.0),
-    "num_local_crops": 8,
-    "local_size": 96,
+    "global_size": 224, "global_scale": (0.4, 1.0), "num_local_crops": 8, "local_size": 96,
     "local_scale": (0.05, 0.4),
-}
+}  # fmt: skip
+DRAWS = 4000
 
 
-@pytest.fixture
-def photo():
-    """Smooth colours with an edge: every operation changes it."""
-    y, x = np.mgrid[0:120, 0:160]
-    pixels = np.stack([x * 1.5, y * 2, (x + y) % 256], axis=-1)
-    pixels[40:80, 60:100] = (230, 30, 60)
-    return Image.fromarray(pixels.astype(np.uint8))
+def boxes(scale, width, height, num, seed=0):
+    chances = np.random.default_rng(seed).random((num, 40))
+    return draw_boxes(chances, np.tile(scale, (num, 1)).astype(float), width, height)
 
 
-def as_tensor(image):
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
-
-
-def view_of(**changes):
-    plain = {
-        "box": (10, 20, 100, 80), "size": 48, "flip": False, "jitter": (), "grayscale": False,
-        "blur_radius": 0.0, "solarize": False,
-    }  # fmt: skip
-    return View(**(plain | changes))
+def drawn(num=DRAWS, width=300, height=200, **changes):
+    """[num, views] draws of the recipe."""
+    crops = MultiCrop(dino_recipe(**PAPER | changes))
+    rng = np.random.default_rng(0)
+    return np.stack([crops.draw(rng, width, height) for _ in range(num)])
 
 
 def test_recipe_is_the_originals():
@@ -48,47 +35,30 @@ def test_recipe_is_the_originals():
     assert {(v.flip, v.color_jitter, v.grayscale) for v in (first, second, *local)} == {(0.5, 1.0, 0.2)}
 
 
-def test_no_local_crops_leaves_two_views():
-    assert len(dino_recipe(**PAPER | {"num_local_crops": 0})) == 2
-
-
 @pytest.mark.parametrize(
-    ("changes", "operation"),
+    ("changes", "groups"),
     [
-        ({}, lambda crop: crop),
-        ({"flip": True}, lambda crop: crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT)),
-        ({"jitter": (("brightness", 1.3),)}, lambda crop: TF.adjust_brightness(crop, 1.3)),
-        ({"jitter": (("contrast", 0.7),)}, lambda crop: TF.adjust_contrast(crop, 0.7)),
-        ({"jitter": (("saturation", 1.2),)}, lambda crop: TF.adjust_saturation(crop, 1.2)),
-        ({"jitter": (("hue", -0.07),)}, lambda crop: TF.adjust_hue(crop, -0.07)),
-        ({"grayscale": True}, lambda crop: TF.rgb_to_grayscale(crop, num_output_channels=3)),
-        ({"blur_radius": 1.7}, lambda crop: crop.filter(ImageFilter.GaussianBlur(1.7))),
-        ({"solarize": True}, ImageOps.solarize),
+        ({}, [(slice(0, 2), 224), (slice(2, 10), 96)]),
+        ({"num_local_crops": 0}, [(slice(0, 2), 224)]),
+        ({"local_size": 224, "num_local_crops": 1}, [(slice(0, 2), 224), (slice(2, 3), 224)]),
     ],
 )
-def test_each_operation_is_the_one_of_the_original_pipeline(photo, changes, operation):
-    box = TF.resized_crop(photo, 20, 10, 80, 100, [48, 48], transforms.InterpolationMode.BICUBIC)
-    assert torch.equal(render_view(photo, view_of(**changes)), as_tensor(operation(box)))
+def test_global_and_local_views_form_the_groups(changes, groups):
+    assert MultiCrop(dino_recipe(**PAPER | changes)).groups == groups
 
 
-def test_operations_follow_the_originals_order(photo):
-    jitter = (("hue", 0.05), ("brightness", 0.8), ("saturation", 1.1), ("contrast", 1.3))
-    view = view_of(flip=True, jitter=jitter, grayscale=True, blur_radius=1.0, solarize=True)
-    crop = TF.resized_crop(photo, 20, 10, 80, 100, [48, 48], transforms.InterpolationMode.BICUBIC)
-    crop = TF.adjust_brightness(TF.adjust_hue(TF.hflip(crop), 0.05), 0.8)
-    crop = TF.adjust_contrast(TF.adjust_saturation(crop, 1.1), 1.3)
-    crop = TF.rgb_to_grayscale(crop, 3).filter(ImageFilter.GaussianBlur(1.0))
-    assert torch.equal(render_view(photo, view), as_tensor(ImageOps.solarize(crop, 128)))
+def test_enough_pixels_leave_the_smallest_local_crop_its_own():
+    assert MultiCrop(dino_recipe(**PAPER)).enough_pixels == pytest.approx(96**2 / 0.05)
+    assert MultiCrop(dino_recipe(**PAPER | {"num_local_crops": 0})).enough_pixels == pytest.approx(224**2 / 0.4)
 
 
 def test_boxes_are_distributed_as_torchvisions():
     """Mean area and aspect ratio of 4,000 boxes each; their standard error is about 0.003."""
-    rng = np.random.default_rng(0)
-    ours = np.array([draw_box(rng, (0.05, 0.4), 500, 375) for _ in range(4000)])
+    ours = boxes((0.05, 0.4), 500, 375, DRAWS)
     torch.manual_seed(0)
     image = torch.empty(3, 375, 500)
     params = transforms.RandomResizedCrop.get_params
-    theirs = np.array([params(image, [0.05, 0.4], [3 / 4, 4 / 3])[::-1] for _ in range(4000)])
+    theirs = np.array([params(image, [0.05, 0.4], [3 / 4, 4 / 3])[::-1] for _ in range(DRAWS)])
     area, their_area = ours[:, 2] * ours[:, 3] / 187500, theirs[:, 0] * theirs[:, 1] / 187500
     assert area.mean() == pytest.approx(their_area.mean(), abs=0.01)
     assert area.std() == pytest.approx(their_area.std(), abs=0.01)
@@ -97,70 +67,95 @@ def test_boxes_are_distributed_as_torchvisions():
     assert ratio.std() == pytest.approx(their_ratio.std(), abs=0.01)
 
 
-def test_boxes_lie_inside_the_image():
-    rng = np.random.default_rng(0)
-    for width, height in [(1, 1), (8, 8), (500, 20), (20, 500), (31, 47)]:
-        for _ in range(200):
-            left, top, box_width, box_height = draw_box(rng, (0.05, 1.0), width, height)
-            assert 0 <= left <= left + box_width <= width and box_width > 0
-            assert 0 <= top <= top + box_height <= height and box_height > 0
+def test_boxes_lie_anywhere_that_they_fit():
+    """Left and top are uniform over the whole pixels that are left: mean 1/2, variance 1/12."""
+    left, top, width, height = boxes((0.1, 0.2), 500, 375, DRAWS).T
+    for place in (left / (500 - width), top / (375 - height)):
+        assert place.min() >= 0 and place.max() <= 1
+        assert place.mean() == pytest.approx(0.5, abs=0.02)
+        assert place.var() == pytest.approx(1 / 12, abs=0.005)
+
+
+@pytest.mark.parametrize(("width", "height"), [(1, 1), (8, 8), (500, 20), (20, 500), (31, 47)])
+def test_boxes_lie_inside_the_image(width, height):
+    left, top, box_width, box_height = boxes((0.05, 1.0), width, height, 1000).T
+    assert np.all((left >= 0) & (left + box_width <= width) & (box_width > 0))
+    assert np.all((top >= 0) & (top + box_height <= height) & (box_height > 0))
 
 
 @pytest.mark.parametrize(("width", "height"), [(1000, 10), (10, 1000), (12, 12)])
 def test_a_box_that_cannot_fit_is_torchvisions_central_one(width, height):
-    rng = np.random.default_rng(0)
     # A share above 1 never fits; torchvision's names are top, left, height, width.
     top, left, box_height, box_width = transforms.RandomResizedCrop.get_params(
         torch.empty(3, height, width), [50.0, 60.0], [3 / 4, 4 / 3]
     )
-    assert draw_box(rng, (50.0, 60.0), width, height) == (left, top, box_width, box_height)
+    assert boxes((50.0, 60.0), width, height, 1).tolist() == [[left, top, box_width, box_height]]
 
 
 def test_draws_happen_as_often_as_the_recipe_says():
-    first, second, local, *_ = dino_recipe(**PAPER)
-    rng = np.random.default_rng(0)
-    num = 4000
-    shares = {}
-    for name, recipe in (("first", first), ("second", second), ("local", local)):
-        views = [draw_view(rng, recipe, 300, 200) for _ in range(num)]
-        shares[name] = {
-            "flip": sum(v.flip for v in views) / num,
-            "jitter": sum(bool(v.jitter) for v in views) / num,
-            "grayscale": sum(v.grayscale for v in views) / num,
-            "blur": sum(v.blur_radius > 0 for v in views) / num,
-            "solarize": sum(v.solarize for v in views) / num,
-        }
-        assert all(0.1 <= v.blur_radius <= 2.0 for v in views if v.blur_radius)
-    for name, blur, solarize in (("first", 1.0, 0.0), ("second", 0.1, 0.2), ("local", 0.5, 0.0)):
-        expected = {"flip": 0.5, "jitter": 0.8, "grayscale": 0.2, "blur": blur, "solarize": solarize}
-        # Four standard errors of a share of 4,000 draws are at most 0.032.
-        assert shares[name] == pytest.approx(expected, abs=0.032)
+    views = drawn()
+    expected_blur = np.array([1.0, 0.1] + [0.5] * 8)
+    expected_solarize = np.array([0.0, 0.2] + [0.0] * 8)
+    # Five standard errors of a share of 4,000 draws are at most 0.04.
+    for name, expected in (("flip", 0.5), ("grayscale", 0.2), ("solarize", expected_solarize)):
+        np.testing.assert_allclose(views[name].mean(0), np.broadcast_to(expected, 10), atol=0.04)
+    np.testing.assert_allclose((views["blur_radius"] > 0).mean(0), expected_blur, atol=0.04)
+    np.testing.assert_allclose((views["order"][..., 0] >= 0).mean(0), 0.8, atol=0.04)
+
+
+def test_blur_radii_are_uniform_in_their_range():
+    radii = drawn(num=1000)["blur_radius"]
+    radii = radii[radii > 0]
+    assert 0.1 <= radii.min() < 0.11 and 1.99 < radii.max() <= 2.0
+    assert radii.mean() == pytest.approx(1.05, abs=0.04)
+    assert radii.var() == pytest.approx(1.9**2 / 12, abs=0.02)
 
 
 def test_jitter_draws_every_operation_once_in_random_order_within_its_range():
-    recipe = dino_recipe(**PAPER)[0]
-    rng = np.random.default_rng(0)
-    drawn = [v.jitter for v in (draw_view(rng, recipe, 64, 64) for _ in range(500)) if v.jitter]
-    assert len({tuple(name for name, _ in jitter) for jitter in drawn}) == 24
-    widths = {"brightness": (1, 0.4), "contrast": (1, 0.4), "saturation": (1, 0.2), "hue": (0, 0.1)}
-    for name, (middle, width) in widths.items():
-        factors = np.array([dict(jitter)[name] for jitter in drawn])
-        assert middle - width <= factors.min() < middle - 0.9 * width
-        assert middle + 0.9 * width < factors.max() <= middle + width
+    views = drawn(num=400).reshape(-1)
+    views = views[views["order"][:, 0] >= 0]
+    orders, counts = np.unique(views["order"], axis=0, return_counts=True)
+    assert len(orders) == 24 and all(sorted(order) == [0, 1, 2, 3] for order in orders.tolist())
+    # About 3,200 draws over 24 orders: 133 each, standard deviation 11.
+    assert counts.min() > 80 and counts.max() < 190
+    ranges = dict(zip(OPERATIONS, ((0.6, 1.4), (0.6, 1.4), (0.8, 1.2), (-0.1, 0.1)), strict=True))
+    for factors, (low, high) in zip(views["factors"].T, ranges.values(), strict=True):
+        edge = 0.01 * (high - low)
+        assert low <= factors.min() < low + edge and high - edge < factors.max() <= high
+        assert factors.mean() == pytest.approx((low + high) / 2, abs=0.02 * (high - low))
+
+
+@pytest.mark.parametrize(("strength", "low", "high"), [(5.0, 0.0, 3.0), (0.5, 0.8, 1.2)])
+def test_the_strength_of_jitter_widens_its_ranges(strength, low, high):
+    views = drawn(num=200, color_jitter=strength)
+    factors = views["factors"][views["order"][..., 0] >= 0]
+    assert low <= factors[:, 0].min() and factors[:, 0].max() <= high
+    assert abs(factors[:, 3]).max() <= 0.1 * strength
 
 
 def test_switched_off_operations_never_happen():
-    recipes = dino_recipe(**PAPER, flip=0.0, color_jitter=0.0, grayscale=0.0, blur=0.0, solarize=0.0)
-    rng = np.random.default_rng(0)
-    for recipe in recipes * 20:
-        view = draw_view(rng, recipe, 64, 64)
-        assert view == View(view.box, recipe.size, False, (), False, 0.0, False)
+    views = drawn(num=20, flip=0.0, color_jitter=0.0, grayscale=0.0, blur=(0.0, 0.0, 0.0), solarize=0.0)
+    for name in ("flip", "grayscale", "solarize", "blur_radius"):
+        assert not views[name].any()
+    assert np.all(views["order"] == -1)
 
 
-def test_the_same_stream_gives_the_same_pixels(photo):
-    recipes = dino_recipe(**PAPER | {"num_local_crops": 2})
-    ours, again = (multi_crop(photo, recipes, np.random.default_rng(7)) for _ in range(2))
-    other = multi_crop(photo, recipes, np.random.default_rng(8))
-    assert [tuple(view.shape) for view in ours] == [(3, 224, 224)] * 2 + [(3, 96, 96)] * 2
-    assert all(torch.equal(a, b) for a, b in zip(ours, again, strict=True))
-    assert not any(torch.equal(a, b) for a, b in zip(ours, other, strict=True))
+def test_blur_probabilities_are_those_of_first_second_and_local_views():
+    views = drawn(num=50, blur=(0.0, 1.0, 0.0))
+    assert (views["blur_radius"] > 0).all(0).tolist() == [False, True] + [False] * 8
+    assert (views["blur_radius"] > 0).any(0).tolist() == [False, True] + [False] * 8
+
+
+def test_the_same_stream_gives_the_same_views():
+    crops = MultiCrop(dino_recipe(**PAPER))
+    ours, again, other = (crops.draw(np.random.default_rng(seed), 300, 200) for seed in (7, 7, 8))
+    assert ours.dtype == VIEW and ours.tobytes() == again.tobytes() != other.tobytes()
+
+
+def test_a_box_is_a_function_of_its_own_numbers():
+    """Neighbours change no bit of it, so that it does not matter how many views are drawn together."""
+    chances = np.random.default_rng(0).random((200, 40))
+    scale = np.tile((0.05, 0.4), (200, 1))
+    together = draw_boxes(chances, scale, 500, 375)
+    alone = [draw_boxes(chances[[row]], scale[[row]], 500, 375)[0] for row in range(200)]
+    assert together.tobytes() == np.stack(alone).tobytes()

@@ -1,23 +1,23 @@
-from dataclasses import dataclass
+import io
+import threading
+from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from dino_ssl.data.crops import dino_recipe
-from dino_ssl.data.decoding import BrokenImage
-from dino_ssl.data.loader import (
-    BatchOrder,
-    MultiCropDataset,
-    Purpose,
-    Shares,
-    batches,
-    share_out,
-    stream,
-)
+from dino_ssl.data import render_pil
+from dino_ssl.data.crops import MultiCrop, dino_recipe
+from dino_ssl.data.decoding import BrokenImage, Decoded
+from dino_ssl.data.loader import BOX_GRID, CropDataset, Workers, _shrink_boxes, batches, padded
+from dino_ssl.data.order import BatchOrder, Shares
+from dino_ssl.data.streams import Purpose, stream
 
-RECIPES = dino_recipe(global_size=8, global_scale=(0.4, 1.0), num_local_crops=2, local_size=4, local_scale=(0.05, 0.4))
+CROPS = MultiCrop(
+    dino_recipe(global_size=8, global_scale=(0.4, 1.0), num_local_crops=2, local_size=4, local_scale=(0.05, 0.4))
+)
+ALONE = Workers(0, 0)
 
 
 @dataclass
@@ -29,14 +29,17 @@ class Colours:
     name: str = "colours"
     labels: None = None
     classes: tuple[str, ...] = ()
+    shard_sizes: None = None
+    threads: set[int] = field(default_factory=set)
 
     def __len__(self):
         return self.num_images
 
-    def image(self, index):
+    def raw(self, index):
+        self.threads.add(threading.get_ident())
         if index in self.broken:
             raise BrokenImage(f"{index}.png", "truncated")
-        return Image.new("RGB", (10, 12), (index, 2 * index, 3 * index))
+        return np.full((12, 10 + index, 3), (index, 2 * index, 3 * index), np.uint8)
 
     def describe(self, index):
         return f"{index}.png"
@@ -45,107 +48,185 @@ class Colours:
         return "colours"
 
 
-def keys(num_images=23, *, shares=Shares(1, 1, 6), rank=0, start=0, total=8, seed=0):  # noqa: B008
-    return list(BatchOrder(num_images, seed=seed, shares=shares, rank=rank, start_step=start, total_steps=total))
+def keys(num_images=23, start=0, total=4):
+    return list(BatchOrder(num_images, seed=0, shares=Shares(1, 1, 6), rank=0, start_step=start, total_steps=total))
 
 
-def load(source, order, num_workers=0, seed=0):
-    dataset = MultiCropDataset(source, RECIPES, seed)
-    return list(batches(dataset, order, num_workers=num_workers, pin_memory=False))
+def load(source, order, workers=ALONE, *, seed=0, render=render_pil.render, channels=3):
+    dataset = CropDataset(source, CROPS, seed, channels, render, enough_pixels=float("inf"))
+    return list(batches(dataset, order, workers, pin_memory=False))
 
 
-def test_an_epoch_visits_images_once_and_drops_the_incomplete_batch():
-    epoch = [index for batch in keys()[:3] for _, index in batch]
-    assert len(epoch) == len(set(epoch)) == 18
-    assert [{epoch for epoch, _ in batch} for batch in keys()] == [{0}] * 3 + [{1}] * 3 + [{2}] * 2
-
-
-def test_epochs_and_seeds_are_shuffled_differently():
-    first, second = keys()[:3], keys()[3:6]
-    assert [i for b in first for _, i in b] != [i for b in second for _, i in b]
-    assert keys(seed=1)[:3] != first
-
-
-@pytest.mark.parametrize("start", [1, 3, 4, 7])
-def test_starting_at_a_step_gives_the_rest_of_the_whole_run(start):
-    assert keys(start=start) == keys()[start:]
-
-
-@pytest.mark.parametrize(("ranks", "accumulation"), [(2, 1), (1, 2), (2, 2), (4, 1), (1, 4)])
-def test_ranks_and_micro_batches_share_the_same_global_batch(ranks, accumulation):
-    shares = Shares(ranks, accumulation, 8 // (ranks * accumulation))
-    whole = keys(num_images=40, shares=Shares(1, 1, 8))
-    parts = [keys(num_images=40, shares=shares, rank=rank) for rank in range(ranks)]
-    for step, batch in enumerate(whole):
-        micro = slice(step * accumulation, (step + 1) * accumulation)
-        # Micro-batch by micro-batch, the ranks in turn: exactly the order of the global batch.
-        together = [key for group in zip(*(part[micro] for part in parts), strict=True) for p in group for key in p]
-        assert together == batch
-
-
-@pytest.mark.parametrize(
-    ("batch", "ranks", "limit", "expected"),
-    [
-        (64, 1, None, (1, 64)),
-        (64, 2, None, (1, 32)),
-        (64, 2, 16, (2, 16)),
-        (60, 1, 16, (4, 15)),
-        (7, 1, 3, (7, 1)),
-    ],
-)
-def test_a_batch_is_shared_out_in_the_fewest_equal_parts(batch, ranks, limit, expected):
-    shares = share_out(batch, ranks, limit)
-    assert (shares.accumulation, shares.micro_batch) == expected
-    assert shares.ranks * shares.accumulation * shares.micro_batch == batch
-
-
-def test_a_batch_that_does_not_divide_among_ranks_is_refused():
-    with pytest.raises(ValueError, match=r"batch_size=10 does not divide among 4 ranks; write --batch-size 8"):
-        share_out(10, 4, None)
+def same(ours, theirs):
+    return all(torch.equal(a, b) for a, b in zip(ours.views, theirs.views, strict=True))
 
 
 def test_a_batch_holds_global_and_local_views_in_order():
     batch = load(Colours(23), keys()[:1])[0]
     assert [tuple(view.shape) for view in batch.views] == [(2, 6, 3, 8, 8), (2, 6, 3, 4, 4)]
-    assert all(view.dtype == torch.uint8 for view in batch.views)
+    assert all(view.dtype == torch.uint8 and view.is_contiguous() for view in batch.views)
 
 
-@pytest.mark.parametrize("num_workers", [1, 2])
-def test_workers_change_no_pixel(num_workers):
-    order = keys()[:4]
-    for alone, together in zip(load(Colours(23), order), load(Colours(23), order, num_workers), strict=True):
-        assert all(torch.equal(a, b) for a, b in zip(alone.views, together.views, strict=True))
+def test_each_place_of_a_batch_shows_the_image_of_its_key():
+    order = [[(0, 3), (0, 20), (5, 7)]]
+    crops = MultiCrop(dino_recipe(
+        global_size=8, global_scale=(0.4, 1.0), num_local_crops=2, local_size=4, local_scale=(0.05, 0.4),
+        color_jitter=0.0, grayscale=0.0, solarize=0.0,
+    ))  # fmt: skip
+    dataset = CropDataset(Colours(23), crops, 0, 3, render_pil.render, enough_pixels=float("inf"))
+    (batch,) = batches(dataset, order, Workers(0, 2), pin_memory=False)
+    for view in batch.views:
+        for place, index in enumerate((3, 20, 7)):
+            colour = torch.tensor([index, 2 * index, 3 * index], dtype=torch.uint8)
+            assert torch.equal(view[:, place], colour[:, None, None].expand_as(view[:, place]))
+
+
+@pytest.mark.parametrize("workers", [Workers(0, 1), Workers(0, 4), Workers(1, 0), Workers(2, 2)])
+def test_workers_change_no_pixel(workers):
+    order = keys()
+    for alone, together in zip(load(Colours(23), order), load(Colours(23), order, workers), strict=True):
+        assert same(alone, together)
+
+
+@pytest.mark.parametrize("workers", [ALONE, Workers(0, 2), Workers(1, 1)])
+def test_starting_in_the_middle_gives_the_same_batches(workers):
+    whole, rest = load(Colours(23), keys()), load(Colours(23), keys(start=2), workers)
+    assert len(rest) == 2 and all(same(a, b) for a, b in zip(whole[2:], rest, strict=True))
+
+
+def test_one_image_is_enough():
+    order = list(BatchOrder(1, seed=0, shares=Shares(1, 1, 1), rank=0, start_step=0, total_steps=2))
+    first, second = load(Colours(1), order, Workers(0, 3))
+    assert first.views[0].shape[1] == second.views[0].shape[1] == 1
+
+
+def test_threads_do_the_work_and_stop_with_the_iteration():
+    source, before = Colours(23), threading.active_count()
+    dataset = CropDataset(source, CROPS, 0, 3, render_pil.render, enough_pixels=float("inf"))
+    iterator = batches(dataset, keys(total=8), Workers(0, 2), pin_memory=False)
+    next(iterator)
+    iterator.close()
+    assert threading.get_ident() not in source.threads
+    assert threading.active_count() == before
 
 
 def test_loading_leaves_the_global_random_states_alone():
     torch.manual_seed(3)
     before = torch.get_rng_state(), np.random.get_state()[1].copy()
-    load(Colours(23), keys()[:2])
+    load(Colours(23), keys()[:2], Workers(0, 2))
     assert torch.equal(torch.get_rng_state(), before[0])
     assert np.array_equal(np.random.get_state()[1], before[1])
 
 
 def test_crops_change_from_epoch_to_epoch_and_with_the_seed():
     source = Colours(23)
-    same, epoch, seed = ([[(0, 5)]], [[(1, 5)]], [[(0, 5)]])
-    first = load(source, same)[0].views[0]
-    assert torch.equal(first, load(source, same)[0].views[0])
-    assert not torch.equal(first, load(source, epoch)[0].views[0])
-    assert not torch.equal(first, load(source, seed, seed=1)[0].views[0])
+    first, again, epoch, other = (load(source, [[key]], seed=s)[0] for key, s in
+                                  (((0, 5), 0), ((0, 5), 0), ((1, 5), 0), ((0, 5), 1)))  # fmt: skip
+    assert same(first, again)
+    assert not same(first, epoch)
+    assert not same(first, other)
 
 
-def test_a_broken_image_is_replaced_alike_each_time_and_reported():
+@pytest.mark.parametrize("workers", [ALONE, Workers(0, 2), Workers(1, 0)])
+def test_a_broken_image_is_replaced_alike_each_time_and_reported(workers):
     source = Colours(23, broken=(4,))
     order = [[(0, 3), (0, 4)]]
-    batch, again = load(source, order)[0], load(source, order, num_workers=1)[0]
+    batch, again = load(source, order)[0], load(source, order, workers)[0]
     assert batch.broken == again.broken == [("4.png", "truncated")]
     assert batch.views[0].shape[1] == 2
-    assert torch.equal(batch.views[0], again.views[0])
+    assert same(batch, again)
 
 
 def test_a_batch_without_any_readable_image_says_so():
     batch = load(Colours(3, broken=(0, 1, 2)), [[(0, 1)]])[0]
     assert batch.views == [] and len(batch.broken) == 65
+
+
+@pytest.mark.parametrize("workers", [ALONE, Workers(0, 2), Workers(1, 2)])
+def test_what_goes_wrong_in_a_worker_comes_out_and_nothing_hangs(workers):
+    class Faulty(Colours):
+        def raw(self, index):
+            if index == 5:
+                raise ZeroDivisionError("a bug")
+            return super().raw(index)
+
+    with pytest.raises(ZeroDivisionError, match="a bug"):
+        load(Faulty(23), keys(total=12), workers)
+
+
+def test_a_source_of_other_channels_is_named_where_it_cannot_be_converted():
+    batch = load(Colours(23), keys()[:1], channels=4)[0]
+    assert batch.views == []
+    assert batch.broken[0][1] == "3 channels where crops.channels=4"
+
+
+def test_grey_is_asked_for_with_one_channel():
+    batch = load(Colours(23), keys()[:1], channels=1)[0]
+    assert [tuple(view.shape) for view in batch.views] == [(2, 6, 1, 8, 8), (2, 6, 1, 4, 4)]
+
+
+@pytest.mark.parametrize("workers", [ALONE, Workers(0, 2), Workers(1, 2)])
+def test_for_the_device_whole_images_travel_with_the_views_that_the_others_render(workers):
+    order = keys()[:2]
+    whole = load(Colours(23), order, workers, render=None)
+    for batch, expected in zip(whole, load(Colours(23), order), strict=True):
+        assert batch.images is not None and tuple(batch.images.shape) == (6, 64, 64, 3)
+        out = np.zeros((4, 3, 8, 8), np.uint8)
+        for place in range(6):
+            render_pil.render(batch.images[place].numpy(), batch.drawn[:2, place], out[:2])
+            assert torch.equal(torch.from_numpy(out[:2]), expected.views[0][:, place])
+
+
+def test_padding_keeps_every_pixel_and_adds_zeros():
+    images = [np.full((70, 20, 1), 9, np.uint8), np.full((30, 100, 1), 7, np.uint8)]
+    batch = padded(images)
+    assert tuple(batch.shape) == (2, 128, 128, 1)
+    for image, place in zip(images, batch, strict=True):
+        assert torch.equal(place[: image.shape[0], : image.shape[1]], torch.from_numpy(image))
+        assert place.sum() == image.sum()
+
+
+def test_boxes_of_a_shrunk_image_cover_the_same_share_and_stay_inside():
+    """1001 x 667 pixels decoded to 501 x 334: at most a pixel of the small image off, never beyond its edge."""
+    rng = np.random.default_rng(0)
+    image = Decoded(np.zeros((334, 501, 3), np.uint8), 1001, 667)
+    boxes = np.concatenate([MultiCrop(CROPS.recipes).draw(rng, 1001, 667)["box"] for _ in range(200)])
+    boxes = np.concatenate([boxes, [[0, 0, 1001, 667], [1000, 666, 1, 1]]])
+    shrunk = boxes.copy()
+    _shrink_boxes(shrunk, image)
+    scale = np.array([501 / 1001, 334 / 667] * 2)
+    np.testing.assert_allclose(shrunk, boxes * scale, atol=2 / BOX_GRID)
+    assert (shrunk[:, :2] >= 0).all() and (shrunk[:, 2:] > 0).all()
+    assert (np.ceil(shrunk[:, :2] + shrunk[:, 2:]) <= (501, 334)).all()
+
+
+def test_an_image_much_larger_than_its_crops_is_decoded_small_and_looks_the_same():
+    y, x = np.mgrid[0:600, 0:800]
+    smooth = np.stack([x * 255 // 800, y * 255 // 600, (x + y) * 255 // 1400], axis=-1).astype(np.uint8)
+
+    @dataclass
+    class Large(Colours):
+        def raw(self, index):
+            return jpeg(smooth)
+
+    plain = MultiCrop(dino_recipe(
+        global_size=32, global_scale=(0.4, 1.0), num_local_crops=2, local_size=16, local_scale=(0.05, 0.4),
+        color_jitter=0.0, grayscale=0.0, solarize=0.0, blur=(0.0, 0.0, 0.0),
+    ))  # fmt: skip
+    whole, small = (
+        next(iter(batches(CropDataset(Large(4), plain, 0, 3, render_pil.render, enough_pixels=enough),
+                          [[(0, 0), (0, 1), (0, 2), (0, 3)]], ALONE, pin_memory=False)))
+        for enough in (float("inf"), plain.enough_pixels)
+    )  # fmt: skip
+    for ours, theirs in zip(small.views, whole.views, strict=True):
+        assert not torch.equal(ours, theirs)
+        assert (ours.int() - theirs.int()).abs().float().mean() < 1
+
+
+def jpeg(pixels):
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "JPEG", quality=95)
+    return stream.getvalue()
 
 
 def test_streams_differ_by_every_argument():

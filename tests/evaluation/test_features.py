@@ -11,8 +11,9 @@ from torchvision import transforms
 
 from dino_ssl.data.decoding import BrokenImage
 from dino_ssl.data.sources import Source
+from dino_ssl.data.transfer import normalize
 from dino_ssl.errors import DivergedError, RunError
-from dino_ssl.evaluation.features import center_pixels, extract_features, normalize, pixel_features
+from dino_ssl.evaluation.features import center_pixels, extract_features, pixel_features
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -31,11 +32,15 @@ class Noise:
     def __len__(self):
         return self.num_images
 
-    def image(self, index):
+    @property
+    def shard_sizes(self):
+        return None
+
+    def raw(self, index):
         if index in self.broken:
             raise BrokenImage(self.describe(index), "truncated")
         rng = np.random.default_rng(index)
-        return Image.fromarray(rng.integers(0, 256, self.sizes[index % len(self.sizes)], np.uint8))
+        return rng.integers(0, 256, self.sizes[index % len(self.sizes)], np.uint8)
 
     def describe(self, index):
         return f"noise[{index}]"
@@ -61,7 +66,7 @@ def test_the_test_source_is_a_source():
 @pytest.mark.parametrize(("size", "center_crop", "resized"), [(224, 0.875, 256), (16, 0.875, 18), (32, 1.0, 32)])
 @pytest.mark.parametrize("shape", [(40, 50, 3), (300, 260, 3), (16, 16, 3), (500, 37, 3)])
 def test_center_crops_are_those_of_torchvision(size, center_crop, resized, shape):
-    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, shape, np.uint8))
+    pixels = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
     oracle = transforms.Compose([
         transforms.Resize(resized, transforms.InterpolationMode.BICUBIC),
         transforms.CenterCrop(size),
@@ -69,22 +74,31 @@ def test_center_crops_are_those_of_torchvision(size, center_crop, resized, shape
         transforms.Normalize(MEAN, STD),
     ])  # fmt: skip
     torch.testing.assert_close(
-        normalize(center_pixels(image, size, center_crop)[None], MEAN, STD)[0],
-        oracle(image),
+        normalize(center_pixels(pixels, size, center_crop)[None], MEAN, STD)[0],
+        oracle(Image.fromarray(pixels)),
         rtol=0,
         atol=1e-6,
     )
 
 
 def test_an_image_of_the_right_size_is_not_resampled():
-    image = Noise().image(2)
-    assert torch.equal(center_pixels(image, 16, 1.0).permute(1, 2, 0), torch.from_numpy(np.array(image)))
+    pixels = Noise().raw(2)
+    assert torch.equal(center_pixels(pixels, 16, 1.0).permute(1, 2, 0), torch.from_numpy(pixels))
+
+
+def test_channels_that_are_no_colours_are_each_resized_as_a_grey_image():
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 50, 5), np.uint8)
+    ours = center_pixels(pixels, 16, 0.875)
+    for channel in range(5):
+        grey = Image.fromarray(pixels[..., channel])
+        resized = transforms.Resize(18, transforms.InterpolationMode.BICUBIC)(grey)
+        assert np.array_equal(ours[channel], transforms.CenterCrop(16)(resized))
 
 
 def test_features_are_those_of_one_image_at_a_time():
     encoder, source = network().eval(), Noise()
     with torch.no_grad():
-        expected = [encoder(normalize(center_pixels(source.image(i), 16, 0.875)[None], MEAN, STD)) for i in range(7)]
+        expected = [encoder(normalize(center_pixels(source.raw(i), 16, 0.875)[None], MEAN, STD)) for i in range(7)]
     features = extract(encoder, source, batch_size=3)
     torch.testing.assert_close(features.values, torch.cat(expected))
     assert features.indices.tolist() == [0, 1, 2, 3, 4, 5, 6]
@@ -196,8 +210,8 @@ def test_pixel_features_are_those_of_the_flattening_encoder():
     images = np.random.default_rng(0).integers(0, 256, (5, 16, 16, 3), np.uint8)
 
     class InMemory(Noise):
-        def image(self, index):
-            return Image.fromarray(images[index])
+        def raw(self, index):
+            return images[index]
 
     features = extract(nn.Flatten(), InMemory(5), center_crop=1.0, mean=(0.0,) * 3, std=(1.0,) * 3)
     assert torch.equal(pixel_features(images), features.values)

@@ -55,7 +55,7 @@ def a_config(folder: Path, **changes: Any) -> PretrainConfig:
         "batch_size": BATCH,
         "device": "cpu",
         "precision": "fp32",
-        "crops": {"global_size": 16, "local_size": 8, "num_local_crops": 2, "blur": 0.0},
+        "crops": {"global_size": 16, "local_size": 8, "num_local_crops": 2, "blur": [0.0, 0.0, 0.0]},
         "model": {"name": "vit_micro", "patch_size": 8, "drop_path": 0.2},
         "head": {"prototypes": 16, "hidden_dim": 16, "bottleneck_dim": 8, "norm_last_layer": False},
         "dino": {"momentum": 0.9},
