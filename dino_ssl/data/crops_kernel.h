@@ -179,16 +179,14 @@ STEP void saturate(Strip& s, float factor) {  // factor 0 is PIL's greyscale
     }
 }
 
-// One channel of an HSV colour; `hue` in sixths of a turn, `offset` 5, 3, 1 for red, green, blue.
-static inline float from_hsv(float hue, float chroma, float value, float offset) {
-    float k = offset + hue;
-    k = k >= 6 ? k - 6 : k;
-    float ramp = 4 - k < k ? 4 - k : k;
-    ramp = ramp < 0 ? 0 : ramp > 1 ? 1 : ramp;
-    return truncate(value - chroma * ramp + 0.5f);
+// From 0 within a sixth of a turn of `turn` to 1 two sixths away.
+static inline float ramp(float hue, float turn) {
+    float distance = (hue > turn ? hue - turn : turn - hue) - 1;
+    return distance < 0 ? 0 : distance > 1 ? 1 : distance;
 }
 
-STEP void rotate_hue(Strip& s, int shift) {  // through PIL's HSV, whose hue and saturation are bytes
+// Through PIL's HSV, whose hue and saturation are bytes. Red is opposite to a hue of 3 sixths, green is 2, blue 4.
+STEP void rotate_hue(Strip& s, int shift) {
     for (int i = 0; i < STRIP; i++) {
         float r = s.red[i], g = s.green[i], b = s.blue[i];
         float high = r > g ? r : g, low = r < g ? r : g;
@@ -199,9 +197,9 @@ STEP void rotate_hue(Strip& s, int shift) {  // through PIL's HSV, whose hue and
         hue = (hue < 0 ? hue + 6 : hue) * (255 / 6.0f);
         float sixths = (float)(((int)hue + shift) & 255) * (6 / 255.0f);
         float chroma = high * truncate(255 * range / (high > 1 ? high : 1)) * (1 / 255.0f);
-        s.red[i] = from_hsv(sixths, chroma, high, 5);
-        s.green[i] = from_hsv(sixths, chroma, high, 3);
-        s.blue[i] = from_hsv(sixths, chroma, high, 1);
+        s.red[i] = truncate(high - chroma * (1 - ramp(sixths, 3)) + 0.5f);
+        s.green[i] = truncate(high - chroma * ramp(sixths, 2) + 0.5f);
+        s.blue[i] = truncate(high - chroma * ramp(sixths, 4) + 0.5f);
     }
 }
 
@@ -227,7 +225,7 @@ static float sweep(const Step* steps, int count, uint8_t* planes, int area, bool
         for (int c = 0; c < (rgb ? 3 : 1) && count; c++) store(channels[c], length, planes + (size_t)c * area + start);
         if (want_mean) sum += sum_luma(s, length, rgb);
     }
-    return truncate((float)((double)sum / area + 0.5));
+    return (float)(int)((double)sum / area + 0.5);
 }
 
 static void jitter(const View& view, uint8_t* planes, int area, bool rgb) {
@@ -248,7 +246,7 @@ static void jitter(const View& view, uint8_t* planes, int area, bool rgb) {
 }
 
 STEP void solarize(uint8_t* bytes, size_t count) {
-    for (size_t i = 0; i < count; i++) bytes[i] = bytes[i] < 128 ? bytes[i] : (uint8_t)(255 - bytes[i]);
+    for (size_t i = 0; i < count; i++) bytes[i] = bytes[i] < 128 ? bytes[i] : (uint8_t)~bytes[i];
 }
 
 // ---- Blur: three extended box filters along each axis ---------------------------------------------------------------

@@ -14,6 +14,7 @@ from dino_ssl import __version__
 from dino_ssl.config import PretrainConfig
 from dino_ssl.config_checks import check, check_schedule
 from dino_ssl.config_yaml import differences, load_config, write_config
+from dino_ssl.data import render_fused
 from dino_ssl.data.decoding import BrokenImage
 from dino_ssl.data.loader import Workers
 from dino_ssl.data.order import Shares, share_out
@@ -128,6 +129,7 @@ def prepare(config: PretrainConfig, device: torch.device) -> Run:
     if distributed.is_main():
         _claim_folder(config, source, device)
         _list_problems(config, source)
+        _warn_of_slow_crops(config)
     distributed.barrier()
     return run
 
@@ -221,6 +223,16 @@ def _list_problems(config: PretrainConfig, source: Source) -> None:
     path = config.output_dir / "data_problems.txt"
     path.write_text("".join(f"{problem}\n" for problem in problems), encoding="utf-8")
     logger.warning("data=%s: %d problems, the first: %s; all in %s", config.data, len(problems), problems[0], path)
+
+
+def _warn_of_slow_crops(config: PretrainConfig) -> None:
+    if config.crops.renderer == "fused" and render_fused.IMPLEMENTATION != "compiled":
+        times = {"opencv": "two times", "pil": "eight times"}[render_fused.IMPLEMENTATION]
+        logger.warning(
+            "crops.renderer=fused without its kernel, which was not compiled: %s needs about %s as much time for the crops; "
+            "install dino-ssl again where there is a C++ compiler, or with the extra opencv",
+            render_fused.IMPLEMENTATION, times,
+        )  # fmt: skip
 
 
 def _describe(source: Source, device: torch.device) -> dict[str, object]:
