@@ -117,7 +117,7 @@ def compare(title: str, data: list[bytes], rounds: int) -> None:
         print(f"  {name:<26}{1000 * each:8.2f}{1 / each:8.0f}{times['original'].cpu / time.cpu:8.2f}")
 
 
-def main(images: Path | None = None, number: int = 32, rounds: int = 7, crops: int = 2000) -> None:
+def main(*, images: Path | None = None, number: int = 32, rounds: int = 7, crops: int = 2000) -> None:
     """Print every table.
 
     Args:

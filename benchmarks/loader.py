@@ -103,7 +103,7 @@ def table(candidates: dict[str, Callable[[], None]], number: int, rounds: int) -
         print(f"  {label:<26}{speed}{cost}")
 
 
-def main(images: Path | None = None, number: int = 256, workers: int = 2, rounds: int = 3) -> None:
+def main(*, images: Path | None = None, number: int = 256, workers: int = 2, rounds: int = 3) -> None:
     """Print the table.
 
     Args:

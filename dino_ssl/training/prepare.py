@@ -229,8 +229,8 @@ def _warn_of_slow_crops(config: PretrainConfig) -> None:
     if config.crops.renderer == "fused" and render_fused.IMPLEMENTATION != "compiled":
         times = {"opencv": "two times", "pil": "eight times"}[render_fused.IMPLEMENTATION]
         logger.warning(
-            "crops.renderer=fused without its kernel, which was not compiled: %s needs about %s as much time for the crops; "
-            "install dino-ssl again where there is a C++ compiler, or with the extra opencv",
+            "crops.renderer=fused: its kernel was not compiled, and %s needs about %s as much time; install dino-ssl "
+            "again where there is a C++ compiler, or with the extra opencv",
             render_fused.IMPLEMENTATION, times,
         )  # fmt: skip
 

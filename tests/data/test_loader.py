@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dino_ssl.data import render_pil
+from dino_ssl.data import render_fused, render_pil
 from dino_ssl.data.crops import MultiCrop, dino_recipe
 from dino_ssl.data.decoding import BrokenImage, Decoded
 from dino_ssl.data.loader import BOX_GRID, CropDataset, Workers, _shrink_boxes, batches, padded
@@ -92,6 +92,26 @@ def test_workers_change_no_pixel(workers):
 def test_starting_in_the_middle_gives_the_same_batches(workers):
     whole, rest = load(Colours(23), keys()), load(Colours(23), keys(start=2), workers)
     assert len(rest) == 2 and all(same(a, b) for a, b in zip(whole[2:], rest, strict=True))
+
+
+def pixels_by_key(*, ranks=1, start=0, workers=ALONE):
+    """Epoch and index -> bytes of all views, as the compiled renderer makes them, over the ranks of a run."""
+    source, found = Colours(23), {}
+    for rank in range(ranks):
+        shares = Shares(ranks, 1, 6 // ranks)
+        order = list(BatchOrder(23, seed=0, shares=shares, rank=rank, start_step=start, total_steps=7))
+        for keys_of, batch in zip(order, load(source, order, workers, render=render_fused.render), strict=True):
+            for place, key in enumerate(keys_of):
+                found[key] = b"".join(view[:, place].numpy().tobytes() for view in batch.views)
+    return found
+
+
+@pytest.mark.parametrize("workers", [ALONE, Workers(0, 1), Workers(0, 4), Workers(2, 2)])
+@pytest.mark.parametrize(("ranks", "start"), [(1, 0), (2, 0), (1, 4), (2, 4)])
+def test_a_sample_has_the_same_pixels_whatever_the_workers_the_ranks_and_the_step_of_the_start(workers, ranks, start):
+    whole, part = pixels_by_key(), pixels_by_key(ranks=ranks, start=start, workers=workers)
+    assert part == {key: whole[key] for key in part}
+    assert len(part) == 6 * (7 - start)
 
 
 def test_one_image_is_enough():
