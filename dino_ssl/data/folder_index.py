@@ -4,7 +4,6 @@ Even a fast disk takes more than a second to list a million files; loading the i
 """
 
 import hashlib
-import json
 import os
 import time
 from contextlib import suppress
@@ -12,22 +11,19 @@ from pathlib import Path
 from tempfile import NamedTemporaryFile
 
 import numpy as np
-from jaxtyping import Shaped
 from safetensors.numpy import save
 
 from dino_ssl.data.cache_folder import cache_folder
 from dino_ssl.data.compact_names import CompactNames
 from dino_ssl.data.decoding import printable
 from dino_ssl.data.folder_scan import Scan, scan
+from dino_ssl.data.mapped_arrays import Arrays, map_arrays
 
 LEAST_IMAGES = 10_000
 """Smaller folders are listed each time, which takes less than a second."""
 SETTLED = 2.0
 """Seconds after which a second change of a folder is sure to show in its time."""
 FORMAT = "1"
-TYPES = {"U8": np.uint8, "U32": np.uint32, "U64": np.uint64, "I64": np.int64}
-
-Arrays = dict[str, Shaped[np.ndarray, "..."]]
 
 
 def indexed(folder: Path) -> Scan:
@@ -82,7 +78,7 @@ def _save(file: Path, folder: Path, found: Scan) -> None:
 def _load(file: Path, folder: Path) -> Scan | None:
     """The index, if there is one and it is still true."""
     try:
-        arrays, about = _map(file)
+        arrays, about = map_arrays(file)
         if about["format"] != FORMAT:
             return None
         folders = CompactNames(arrays["folders.blob"], arrays["folders.starts"])
@@ -93,16 +89,3 @@ def _load(file: Path, folder: Path) -> Scan | None:
         return Scan(names, int(about["num_files"]), folders, times)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):  # none, a damaged one, or a folder has gone
         return None
-
-
-def _map(file: Path) -> tuple[Arrays, dict[str, str]]:
-    """The arrays of a safetensors file, mapped into memory (its own reader copies them), and its metadata."""
-    content = np.asarray(np.memmap(file, np.uint8, "r"))  # a plain array is sliced several times faster
-    start = 8 + int.from_bytes(content[:8].tobytes(), "little")
-    header = json.loads(content[8:start].tobytes())
-    about = header.pop("__metadata__")
-    arrays = {}
-    for name, entry in header.items():
-        begin, end = entry["data_offsets"]
-        arrays[name] = content[start + begin : start + end].view(TYPES[entry["dtype"]]).reshape(entry["shape"])
-    return arrays, about

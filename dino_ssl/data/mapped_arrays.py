@@ -9,8 +9,11 @@ from jaxtyping import Shaped
 TYPES = {"U8": np.uint8, "I32": np.int32, "U32": np.uint32, "I64": np.int64, "U64": np.uint64}
 
 
-def map_arrays(file: Path) -> dict[str, Shaped[np.ndarray, "..."]]:
-    """The arrays by name; the package's own reader for NumPy copies them.
+Arrays = dict[str, Shaped[np.ndarray, "..."]]
+
+
+def map_arrays(file: Path) -> tuple[Arrays, dict[str, str]]:
+    """The arrays by name, and the file's metadata; the package's own reader for NumPy copies them.
 
     Raises:
         OSError: the file cannot be opened.
@@ -20,11 +23,11 @@ def map_arrays(file: Path) -> dict[str, Shaped[np.ndarray, "..."]]:
     start = 8 + int.from_bytes(content[:8].tobytes(), "little")
     try:
         header = json.loads(content[8:start].tobytes())
-        header.pop("__metadata__", None)
+        about = dict(header.pop("__metadata__", {}))
         arrays = {}
         for name, entry in header.items():
             begin, end = (start + int(offset) for offset in entry["data_offsets"])
             arrays[name] = content[begin:end].view(TYPES[entry["dtype"]]).reshape(entry["shape"])
     except (KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{file}: {error}") from None
-    return arrays
+    return arrays, about

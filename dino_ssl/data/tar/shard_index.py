@@ -142,7 +142,7 @@ def save(path: Path, index: ShardIndex, about: dict[str, Any]) -> None:
 def load(path: Path) -> tuple[ShardIndex, dict[str, Any]] | None:
     """What `save` wrote, mapped into memory, not read: processes of one machine share it. None if it cannot be used."""
     try:
-        arrays = map_arrays(path)
+        arrays, _ = map_arrays(path)
         about = json.loads(arrays.pop("about").tobytes())
         label_names, problems = tuple(about.pop("label_names")), tuple(map(tuple, about.pop("problems")))
         index = ShardIndex(**arrays, label_names=label_names, problems=problems)
