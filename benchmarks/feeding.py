@@ -3,13 +3,14 @@
     python -m benchmarks.feeding [--images FOLDER] [--model vit_small] [--batch 256] [--steps 50] [--workers N]
 
 One process, one device (a GPU if there is one). For each way of feeding: images/s, MFU, the share of the time that
-the loop waits for data, peak memory; then the time that rendering on the device takes of a step.
+the loop waits for data, peak memory; first the original's plain step (fp16 on a GPU) on noise; at the end, the time
+that rendering on the device takes of a step.
 """
 
 import os
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -20,7 +21,7 @@ import tyro
 from benchmarks.crops import CROPS
 from benchmarks.original_crops import MEAN, STD
 from benchmarks.photographs import jpegs, photographs
-from benchmarks.step import OurStep, Setting, flops_per_image, make_steps
+from benchmarks.step import Setting, Views, crops_of, flops_per_image, make_steps
 from dino_ssl.data import render_fused
 from dino_ssl.data.loader import Batch, CropDataset, Workers, batches
 from dino_ssl.data.order import BatchOrder, Shares
@@ -61,7 +62,7 @@ def synthetic(setting: Setting, steps: int) -> Iterator[Batch]:
     return (Batch(views, []) for _ in range(steps + NOT_COUNTED))
 
 
-def train(step: OurStep, made: Iterator[Batch], steps: int, device: torch.device) -> Fed:
+def train(step: Callable[[Views], None], made: Iterator[Batch], steps: int, device: torch.device) -> Fed:
     """Take the steps; the first few are not counted."""
     waiting = 0.0
     for number in range(steps + NOT_COUNTED):
@@ -72,7 +73,7 @@ def train(step: OurStep, made: Iterator[Batch], steps: int, device: torch.device
         asked = time.perf_counter()
         batch = next(made)
         waiting += time.perf_counter() - asked
-        step.step([normalize(view, MEAN, STD) for view in batch.views])
+        step([normalize(view, MEAN, STD) for view in batch.views])
     seconds = finished(device) - start
     peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else 0
     return Fed(seconds / steps, waiting / seconds, peak)
@@ -121,23 +122,27 @@ def main(
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     setting = Setting(model, batch, prototypes, device=device.type)
-    _, ours = make_steps(setting, compile=compile)
-    step = ours["bf16, compiled" if compile else "bf16"]
+    original, ours = make_steps(setting, compile=compile)
+    step = ours["bf16, compiled" if compile else "bf16"].step
+    feeds: list[tuple[str, Callable[[Views], None], str]] = [
+        ("original's step", lambda views: original.step(crops_of(views)), "synthetic"),
+        *((feed, step, feed) for feed in ("synthetic", "fused", "device")),
+    ]
     hands = Workers(workers // 4, 4) if workers >= 4 else Workers(0, workers)
     flops = flops_per_image(setting) * batch
     print(f"{model}, batch {batch}, {device}, torch {torch.__version__}, {hands}: images/s, MFU, waiting, peak memory")
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory() as folder:
         for place, data in enumerate(jpegs(photographs(images), max(batch, 512), 500, 375)):
-            (Path(name) / f"{place:06d}.jpg").write_bytes(data)
-        source = open_source(name, Path(name))
-        for feed in ("synthetic", "fused", "device"):
+            (Path(folder) / f"{place:06d}.jpg").write_bytes(data)
+        source = open_source(folder, Path(folder))
+        for name, take, feed in feeds:
             if feed == "synthetic":
                 made = synthetic(setting, steps)
             else:
                 made = loaded(source, feed, batch=batch, steps=steps, workers=hands, device=device)
-            fed = train(step, made, steps, device)
+            fed = train(take, made, steps, device)
             speed, mfu = batch / fed.seconds, flops / fed.seconds / peak_tflops / 1e12
-            print(f"  {feed:<10}{speed:8.1f}{mfu:8.1%}{fed.waiting:8.1%}{fed.peak / 2**30:8.1f} GiB")
+            print(f"  {name:<18}{speed:8.1f}{mfu:8.1%}{fed.waiting:8.1%}{fed.peak / 2**30:8.1f} GiB")
         share = rendering(source, batch, device) / fed.seconds
         print(f"rendering on the device takes as long as {share:.1%} of a step")
 

@@ -3,6 +3,7 @@
 Exit codes: 0 done, 1 failed, 2 usage or configuration (nothing was started), 3 diverged, 130 interrupted.
 """
 
+import io
 import logging
 import os
 import sys
@@ -36,6 +37,9 @@ NEXT = "next: look at the pictures, then train on your own images: dino-ssl pret
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     arguments = sys.argv[1:] if argv is None else list(argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a name that the terminal has no letters for is shown as escapes
+            stream.reconfigure(errors="backslashreplace")
     match arguments:
         case [] | ["-h" | "--help", *_]:
             print(OVERVIEW, end="")

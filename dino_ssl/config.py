@@ -130,7 +130,7 @@ class Loader:
     """How images reach the device; the batches are the same whatever stands here."""
 
     num_workers: int | None = None
-    """Threads per rank that decode and render; None: all cores but one, at most 16."""
+    """Threads (pil: processes) per rank that make crops; None: all cores but one, at most 16."""
     num_processes: int | None = None
     """Processes that share these threads; 0: the training's own. None: 0 on a CPU, a quarter on a GPU."""
     max_broken: float = 0.01

@@ -89,7 +89,7 @@ class MultiCrop:
 
     Attributes:
         groups: which views are rendered together, and their size: the global ones, then the local ones if any.
-        enough_pixels: pixels of an image from which on no view has to be magnified.
+        enough_pixels: pixels of an image from which on every crop has at least as many as its view.
     """
 
     def __init__(self, recipes: Sequence[ViewRecipe]) -> None:

@@ -132,6 +132,11 @@ def printable(path: Path | str) -> str:
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
+def escaped(text: str) -> str:
+    """`printable`, on one line and without tabs, whatever characters a name has: a cell of a list."""
+    return re.sub(r"[\x00-\x1f\x7f\x85\u2028\u2029]", lambda found: repr(found[0])[1:-1], printable(text))
+
+
 def shrink_factor(width: int, height: int, enough_pixels: float) -> int:
     """The largest power of two up to 8 that leaves an image `enough_pixels`."""
     factor = 1
@@ -170,13 +175,17 @@ def _decode_with_pil(data: bytes, name: str, channels: int, enough_pixels: float
             image.load()
             orientation = exif.orientation_of_jpeg(data) if data.startswith(JPEG) else _orientation(image)
             whole = _with_bands(_eight_bits(image), channels)
-            pixels = np.asarray(whole.reduce(shrink_factor(*whole.size, enough_pixels)))
+            pixels = _shrunk(whole, shrink_factor(*whole.size, enough_pixels))
     except MemoryError:
         raise  # the machine's trouble, not the image's: its size was checked
     except Exception as error:  # decoders of damaged bytes raise whatever their parser stumbles over
         raise BrokenImage(name, _reason(error)) from None
-    pixels = pixels[..., None] if pixels.ndim == 2 else pixels
     return _turned(with_channels(pixels, channels, name), *whole.size, orientation)
+
+
+def _shrunk(image: Image.Image, factor: int) -> UInt8[np.ndarray, "h w c"]:
+    """The means of blocks; band by band, as PIL would weight the others by a fourth one, taking it for alpha."""
+    return np.stack([np.asarray(band.reduce(factor)) for band in image.split()], axis=-1)
 
 
 def _orientation(image: Image.Image) -> int:

@@ -4,6 +4,7 @@ Decoding and rendering release the GIL, so that threads write the views of a bat
 What a batch holds depends on its keys alone, never on who made it.
 """
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,6 +17,7 @@ from jaxtyping import Shaped, UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
+from dino_ssl.data import render_fused
 from dino_ssl.data.crops import MultiCrop
 from dino_ssl.data.decoding import BrokenImage, Decoded
 from dino_ssl.data.order import Keys
@@ -25,6 +27,8 @@ from dino_ssl.data.streams import Purpose, stream
 MAX_REPLACEMENTS = 64
 AHEAD = 2  # batches that are made while one is used
 PADDING = 64  # pixels: sides of a batch of whole images are multiples, so that few shapes occur
+MAX_WASTE, PADDED_AT_LEAST = 4, 2**26
+"""A batch of whole images takes at most so many times the bytes of its images, and 64 MiB."""
 BOX_GRID = 256  # boxes of shrunk images end on this fraction of a pixel, which floats hold exactly
 
 Render = Callable[[np.ndarray, np.ndarray, np.ndarray], None]
@@ -116,9 +120,9 @@ def start(dataset: CropDataset, keys: Keys, pool: ThreadPoolExecutor | None) -> 
         return [_make(dataset, *keys[place], [room.numpy()[:, place] for room in rooms]) for place in places]
 
     if pool is None:
-        return lambda: _assemble(rooms, work(range(len(keys))))
+        return lambda: _assemble(dataset, rooms, work(range(len(keys))))
     futures = [pool.submit(work, places) for places in _portions(len(keys), dataset.num_threads)]
-    return lambda: _assemble(rooms, [made for future in futures for made in _result(future, futures)])
+    return lambda: _assemble(dataset, rooms, [made for future in futures for made in _result(future, futures)])
 
 
 def _rooms(dataset: CropDataset, num_images: int) -> list[UInt8[Tensor, "_v b c _s _s"]]:
@@ -148,20 +152,39 @@ def _make(dataset: CropDataset, epoch: int, index: int, rooms: Sequence[UInt8[np
     return _Made(True, broken)
 
 
-def _assemble(rooms: list[Tensor], made: list[_Made]) -> Batch:
+def _assemble(dataset: CropDataset, rooms: list[Tensor], made: list[_Made]) -> Batch:
     broken = [entry for one in made for entry in one.broken]
     if not all(one.found for one in made):
         return Batch([], broken)
     if rooms:
         return Batch(rooms, broken)
     drawn = np.stack([one.views for one in made if one.views is not None], axis=1)
-    return Batch([], broken, padded([one.pixels for one in made if one.pixels is not None]), drawn)
+    images = [one.pixels for one in made if one.pixels is not None]
+    if math.prod(padded_shape(images)) > MAX_WASTE * sum(image.size for image in images) + PADDED_AT_LEAST:
+        return Batch(_rendered_here(dataset, images, drawn), broken)
+    return Batch([], broken, padded(images), drawn)
+
+
+def _rendered_here(
+    dataset: CropDataset, images: list[UInt8[np.ndarray, "_h _w c"]], drawn: Shaped[np.ndarray, "v b"]
+) -> list[UInt8[Tensor, "_v b c _s _s"]]:
+    """Views by the CPU, of a batch in which wide and tall images would blow each other up."""
+    rooms = _rooms(dataset, len(images))
+    for place, image in enumerate(images):
+        for (group, _), room in zip(dataset.crops.groups, rooms, strict=True):
+            render_fused.render(image, drawn[group, place], room.numpy()[:, place])
+    return rooms
+
+
+def padded_shape(images: Sequence[UInt8[np.ndarray, "_h _w c"]]) -> tuple[int, int, int, int]:
+    """Images, and height, width and channels that hold each of them."""
+    height, width = (-(-max(image.shape[axis] for image in images) // PADDING) * PADDING for axis in (0, 1))
+    return len(images), height, width, images[0].shape[2]
 
 
 def padded(images: Sequence[UInt8[np.ndarray, "_h _w c"]]) -> UInt8[Tensor, "b h w c"]:
     """Images of several sizes in one array, zeros at the right and the bottom."""
-    height, width = (-(-max(image.shape[axis] for image in images) // PADDING) * PADDING for axis in (0, 1))
-    batch = _room(len(images), height, width, images[0].shape[2]).zero_()
+    batch = _room(*padded_shape(images)).zero_()
     for place, image in zip(batch.numpy(), images, strict=True):
         place[: image.shape[0], : image.shape[1]] = image
     return batch

@@ -88,7 +88,7 @@ def _mix(x: UInt64[np.ndarray, " p"]) -> UInt64[np.ndarray, " p"]:
 
 
 class ShardOrder:
-    """Shards in random order, and images shuffled within a buffer that slides over them block by block.
+    """Shards in random order, joined and cut into blocks of `buffer` images, each of which is shuffled.
 
     Args:
         sizes: images in each shard; shard after shard they are numbered.

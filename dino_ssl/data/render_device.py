@@ -2,7 +2,8 @@
 
 Nothing here waits for the device: shapes follow from the arguments' shapes alone. On CUDA the elementwise parts
 are compiled at their first call; elsewhere, and with TORCH_COMPILE_DISABLE=1, they run as written. As in PIL, a
-pixel is a byte after every operation; bytes are also all that goes through memory between two operations.
+pixel is a byte after every operation; bytes are also all that goes through memory between two operations. Products
+add up in an order that depends on the batch: who shares it may move one pixel in a million by a grey level.
 
 Sizes: v views, b images of h x w pixels and c channels, n = b * v rendered views of s x s pixels.
 """

@@ -1,14 +1,13 @@
 """The statistics of a data set as a table for people and as files."""
 
 import json
-import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from dino_ssl.data.decoding import printable
+from dino_ssl.data.decoding import escaped, printable
 from dino_ssl.data.sources import Source, problems_of
 from dino_ssl.data.statistics import Statistics
 
@@ -135,10 +134,8 @@ def _counts(counts: dict[str, int]) -> str:
 
 
 def _line(*cells: str) -> str:
-    """Cells with tabs between them, whatever characters names have."""
-    return (
-        "\t".join(re.sub(r"[\x00-\x1f]", lambda found: repr(found[0])[1:-1], printable(cell)) for cell in cells) + "\n"
-    )
+    """Cells with tabs between them."""
+    return "\t".join(map(escaped, cells)) + "\n"
 
 
 def _surplus(groups: list[list[int]]) -> int:

@@ -1,9 +1,13 @@
 """The list of images that could not be read."""
 
+import logging
 from pathlib import Path
 
+from dino_ssl.data.decoding import escaped
 from dino_ssl.durable import naming
 from dino_ssl.errors import RunError
+
+logger = logging.getLogger("dino_ssl")
 
 
 class BrokenImages:
@@ -29,8 +33,11 @@ class BrokenImages:
         Raises:
             RunError: the share of unreadable images is too large.
         """
-        self._list(broken)
-        self._met |= {name for name, _ in broken}
+        cells = {escaped(name): escaped(reason) for name, reason in broken}
+        self._list(cells)
+        if cells and not self._met:
+            logger.warning("an image could not be read, another takes its place; all are listed in %s", self.path)
+        self._met |= cells.keys()
         if len(self._met) > self.max_share * self.num_images:
             raise RunError(
                 f"{len(self._met)} of {self.num_images} images could not be read, more than the share "
@@ -38,8 +45,12 @@ class BrokenImages:
                 "a larger --loader.max-broken to go on without them"
             )
 
-    def _list(self, broken: list[tuple[str, str]]) -> None:
-        new = {name: reason for name, reason in broken if name not in self._listed}
+    def __len__(self) -> int:
+        """Images in the list, those of earlier processes included."""
+        return len(self._listed)
+
+    def _list(self, broken: dict[str, str]) -> None:
+        new = {name: reason for name, reason in broken.items() if name not in self._listed}
         if not new:
             return
         self._listed |= new.keys()
@@ -50,5 +61,5 @@ class BrokenImages:
 def _read(path: Path) -> set[str]:
     if not path.exists():
         return set()
-    lines = path.read_text(encoding="utf-8").splitlines()
-    return {line.partition("\t")[0] for line in lines}
+    lines = path.read_text(encoding="utf-8").split("\n")
+    return {line.partition("\t")[0] for line in lines if line}

@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from dino_ssl.data.decoding import printable
 from dino_ssl.training.journal import read_metrics
 
 WIDTH, PANEL_HEIGHT, DOTS_PER_INCH = 10.0, 3.0, 100  # inches; 1000 pixels wide
@@ -44,7 +45,7 @@ def curve(folder: Path, *, prototypes: int | None = None) -> Path:
 
 def _title(folder: Path, lines: list[dict[str, Any]]) -> str:
     steps = max((line["step"] for line in lines), default=0)
-    return f"{folder.resolve().name}: {steps:,} steps"
+    return f"{printable(folder.resolve().name)}: {steps:,} steps"
 
 
 def _series(lines: list[dict[str, Any]], name: str) -> tuple[list[float], list[float]]:

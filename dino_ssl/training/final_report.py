@@ -56,7 +56,7 @@ def final_report(run: Run) -> Report:
         if distributed.is_main():
             with naming(run.folder):
                 write_results(run.folder / "eval" / "results.json", run.knn.protocol(), rows)
-    parts.append("\n".join(f"{name:<16}{path}" for name, path in files))
+    parts.append("\n".join(f"{name:<18}{path}" for name, path in files))
     return Report(run.folder, dict(rows), "\n\n".join(parts) if distributed.is_main() else "")
 
 
@@ -83,6 +83,8 @@ def _draw(run: Run) -> list[tuple[str, Path]]:
         pass
     else:
         files.append(("attention", attention))
+    if len(run.broken):
+        files.append((f"{len(run.broken)} broken images", run.broken.path))
     return [*files, ("checkpoint", run.store.folder / "checkpoint.pth")]
 
 

@@ -70,7 +70,8 @@ def workers(config: PretrainConfig, device: torch.device) -> Workers:
     """Who makes the batches of this rank: what the config says, or all its cores but one."""
     knobs = config.loader
     num = knobs.num_workers if knobs.num_workers is not None else min(MOST_WORKERS, _cores_of_this_rank() - 1)
-    if config.crops.renderer == "pil":  # PIL keeps the GIL
+    if config.crops.renderer == "pil" or (config.crops.renderer == "fused" and render_fused.IMPLEMENTATION == "pil"):
+        # PIL keeps the GIL.
         return Workers(num if knobs.num_processes is None else knobs.num_processes, 0)
     default = num // THREADS_PER_PROCESS if device.type == "cuda" else 0
     processes = default if knobs.num_processes is None else knobs.num_processes

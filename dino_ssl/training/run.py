@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,11 @@ class Run:
     knn: OnlineKnn | None
     broken: BrokenImages
     step: int = 0
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of the data; every checkpoint holds it, and reading the names of a large folder takes seconds."""
+        return self.source.fingerprint()
 
     @property
     def epoch(self) -> int:
@@ -120,7 +126,7 @@ class Run:
             "version": __version__,
             "step": self.step,
             "config": to_dict(self.config),
-            "data": {"fingerprint": self.source.fingerprint(), "num_images": len(self.source)},
+            "data": {"fingerprint": self.fingerprint, "num_images": len(self.source)},
             "rng": rng,
             "journal": self.journal.state_dict(),
         }
@@ -158,7 +164,7 @@ class Run:
                 f"{path} holds another architecture ({state['args']['arch']}): {len(odd)} tensors differ, first "
                 f"{odd[0]}; write --output-dir for a new folder, or the model and head that the folder was made with"
             )
-        if state["data"]["fingerprint"] != self.source.fingerprint():
+        if state["data"]["fingerprint"] != self.fingerprint:
             raise RunError(
                 f"data={self.config.data} is not what {path} was trained on ({state['data']['num_images']} images "
                 f"then, {len(self.source)} now, or other names); restore them, or write --output-dir for a new run"

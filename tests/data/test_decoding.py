@@ -455,3 +455,15 @@ def test_a_name_that_is_no_utf_8_can_still_be_written(tmp_path: Path) -> None:
 def test_a_broken_image_survives_the_way_from_a_worker_process() -> None:
     copy = pickle.loads(pickle.dumps(BrokenImage("a.jpg", "truncated")))
     assert (copy.path, copy.reason, str(copy)) == ("a.jpg", "truncated", "a.jpg: truncated")
+
+
+@pytest.mark.parametrize("channels", [2, 4])
+def test_bands_beyond_three_are_shrunk_each_by_itself(channels: int) -> None:
+    """PIL would take the last band for alpha, and weight the others by it."""
+    pixels = np.full((400, 400, channels), 200, np.uint8)
+    pixels[:200, :, -1] = 0
+    data = encoded(Image.fromarray(pixels, {2: "LA", 4: "RGBA"}[channels]), "PNG")
+    small = decode(data, "x", channels=channels, enough_pixels=10_000.0).pixels
+    assert small.shape == (100, 100, channels)
+    expected = pixels.reshape(100, 4, 100, 4, channels).mean((1, 3))
+    np.testing.assert_array_equal(small, expected)

@@ -206,6 +206,21 @@ def test_padding_keeps_every_pixel_and_adds_zeros():
         assert place.sum() == image.sum()
 
 
+def test_wide_and_tall_images_in_one_batch_do_not_blow_each_other_up():
+    """16000 x 8 and 8 x 16000 pixels padded to each other would be 768 MB an image; their views come instead."""
+
+    @dataclass
+    class Thin(Colours):
+        def raw(self, index):
+            shape = (8, 16000, 3) if index % 2 else (16000, 8, 3)
+            return np.random.default_rng(index).integers(0, 256, shape, np.uint8)
+
+    order = [[(0, 0), (0, 1)]]
+    (whole,), (views,) = (load(Thin(2), order, render=render) for render in (None, render_fused.render))
+    assert whole.images is None
+    assert same(whole, views)
+
+
 def test_boxes_of_a_shrunk_image_cover_the_same_share_and_stay_inside():
     """1001 x 667 pixels decoded to 501 x 334: at most a pixel of the small image off, never beyond its edge."""
     rng = np.random.default_rng(0)

@@ -510,3 +510,11 @@ def test_a_mistake_is_one_line_that_says_what_to_write(words: list[str], problem
     with pytest.raises(UsageError) as caught:
         pack_command.pack(words)
     assert list(caught.value.problems) == problems
+
+
+def test_a_packed_shard_that_is_gone_is_named_when_the_rest_is_read(tmp_path: Path) -> None:
+    packed(photos(tmp_path / "photos"), tmp_path / "shards")
+    (tmp_path / "shards/shard-000001.tar").unlink()
+    source = opened(tmp_path / "shards")
+    assert source.problems == ("shard-000001.tar is in index.json but not in the folder",)
+    assert len(source) == 6

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dino_ssl.data.decoding import escaped
 from dino_ssl.data.tar.shard_index_files import MADE_BY, PACK_FILE
 from dino_ssl.data.tar.shard_writer import sha256_of
 from dino_ssl.durable import naming, write_atomically
@@ -100,7 +101,7 @@ class PackFile:
             RunError: the disk refuses.
         """
         path = self.folder / SKIPPED_FILE
-        text = "".join(f"{name}\t{reason}\n" for name, reason in self.skipped)
+        text = "".join(f"{escaped(name)}\t{escaped(reason)}\n" for name, reason in self.skipped)
         with naming(path):
             if text:
                 write_atomically(path, text.encode("utf-8", "backslashreplace"))

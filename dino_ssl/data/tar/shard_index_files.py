@@ -149,12 +149,19 @@ def _packed(folder: str) -> Packed:
         about = json.loads(file.read_bytes()) if file else None
         if not isinstance(about, dict) or about.get("made_by") != MADE_BY:
             return Packed()
-        unfinished = [] if about["complete"] else [f"{PACK_FILE}: `{MADE_BY}` did not finish; run it again"]
-        return Packed(tuple(about["classes"]), tuple(unfinished))
+        problems = [] if about["complete"] else [f"{PACK_FILE}: `{MADE_BY}` did not finish; run it again"]
+        problems += [f"{name} is in {PACK_FILE} but not in the folder" for name in _missing(folder, about["shards"])]
+        return Packed(tuple(about["classes"]), tuple(problems))
     except FileNotFoundError:
         return Packed()
     except (OSError, ValueError, KeyError, TypeError) as error:
         return Packed(problems=(f"{PACK_FILE} cannot be read, and names no classes: {error}",))
+
+
+def _missing(folder: str, shards: list[dict[str, object]]) -> list[str]:
+    """Names of packed shards that are gone; of a remote folder nobody asks for each."""
+    names = [] if is_remote(folder) else [str(shard["name"]) for shard in shards]
+    return [name for name in names if not Path(folder, name).exists()]
 
 
 def _beside(folder: str, shards: list[Shard]) -> ShardIndex | None:
