@@ -6,7 +6,7 @@ once, and every mistake of every file is reported at once with its line.
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -129,10 +129,39 @@ def read_layer(file: Traversable) -> Layer:
     return layer
 
 
+@dataclass(frozen=True)
+class Entry:
+    """One `key: value` of a file that is no recipe; `where` is "FILE:LINE: ", the begin of a message about it."""
+
+    where: str
+    key: str
+    value: Any
+
+
+def read_entries(file: Traversable) -> tuple[list[Entry], list[str]]:
+    """The outermost entries of a strict YAML file, and what is wrong with it; never raises for a bad file."""
+    try:
+        loader = _Loader(file.read_text(encoding="utf-8"))
+        root = loader.get_single_node()
+        if root is None or _is_null(root):
+            return [], []
+        if not isinstance(root, yaml.MappingNode):
+            return [], [f"{file}:{root.start_mark.line + 1}: must be lines of `key: value`"]
+        found = [
+            Entry(f"{file}:{key.start_mark.line + 1}: ", str(key.value), loader.construct_object(value, deep=True))
+            for key, value in root.value
+        ]
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        return [], [_unreadable(str(file), error)]
+    first = {entry.key: entry for entry in reversed(found)}
+    twice = [f"{e.where}'{e.key}' stands above already; keep one of the two" for e in found if first[e.key] is not e]
+    return list(first.values()), twice
+
+
 def _unreadable(name: str, error: Exception) -> str:
     match error:
         case FileNotFoundError():
-            return f"{name}: no such recipe; write the path of a YAML file"
+            return f"{name}: no such file; write the path of a YAML file"
         case OSError():
             return f"{name}: cannot be read ({error.strerror}); write the path of a YAML file"
         case yaml.MarkedYAMLError(problem_mark=yaml.Mark() as mark):

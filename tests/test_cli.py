@@ -110,7 +110,7 @@ def test_recipes_stand_anywhere_between_the_flags(tmp_path):
         (["--use_fp16", "maybe"], "--use_fp16=maybe must be true or false"),
         (["--batch_size_per_gpu", "many"], "--batch_size_per_gpu=many must be a whole number"),
         (["--preset"], "--preset has no value; the presets are"),
-        (["typo"], "typo: no such recipe; write the path of a YAML file"),
+        (["typo"], "typo: no such file; write the path of a YAML file"),
         (["--epochs", "5"], "optim.warmup_epochs=10 is longer than the run of epochs=5; write at most 5"),
     ],
 )

@@ -179,7 +179,7 @@ def test_each_mistake_is_answered_with_file_line_key_value_and_rule(text, answer
 def test_files_that_are_no_recipes_are_named(tmp_path, recipe):
     missing, binary = tmp_path / "missing.yaml", tmp_path / "image.png"
     binary.write_bytes(b"\x89PNG\r\n\xff\xfe")
-    assert problems(missing) == [f"{missing}: no such recipe; write the path of a YAML file"]
+    assert problems(missing) == [f"{missing}: no such file; write the path of a YAML file"]
     assert problems(tmp_path) == [f"{tmp_path}: cannot be read (Is a directory); write the path of a YAML file"]
     assert problems(binary)[0].startswith(f"{binary}: not a YAML text file: ")
     broken = recipe("epochs: 3\noptim: {lr: 1\n")

@@ -99,13 +99,9 @@ def prepare(config: PretrainConfig, device: torch.device) -> Run:
         UsageError: the data, the batch, the folder or the network do not fit the configuration.
         RunError: the folder has checkpoints, but none that this run can continue.
     """
-    source = open_source(config.data, config.data_root)
-    _check_readable(source, config.crops.channels)
-    _check_apart(config, source)
-    shares, steps_per_epoch = _share_out(config, len(source))
+    source, shares, steps_per_epoch = open_input(config, ranks=distributed.world_size())
     plan = make_plan(config, steps_per_epoch)
     knn = open_knn(config, source, device)
-    _check_folder(config)
     method = build_method(config, device)
     _check_batch_norm(config, method.student, shares)
     # Ranks differ in their drop path masks; in the original they are alike.
@@ -135,6 +131,20 @@ def prepare(config: PretrainConfig, device: torch.device) -> Run:
     return run
 
 
+def open_input(config: PretrainConfig, *, ranks: int) -> tuple[Source, Shares, int]:
+    """The data, the micro-batches of each of `ranks`, and the steps of an epoch; nothing is written.
+
+    Raises:
+        UsageError: the data, the batch or the folder do not fit the configuration.
+    """
+    source = open_source(config.data, config.data_root)
+    _check_readable(source, config.crops.channels)
+    _check_apart(config, source)
+    shares, steps_per_epoch = _share_out(config, len(source), ranks)
+    _check_folder(config)
+    return source, shares, steps_per_epoch
+
+
 def _check_readable(source: Source, channels: int) -> None:
     """Try images spread over the data set until one can be read."""
     reasons = []
@@ -151,7 +161,7 @@ def _check_readable(source: Source, channels: int) -> None:
     )
 
 
-def _share_out(config: PretrainConfig, num_images: int) -> tuple[Shares, int]:
+def _share_out(config: PretrainConfig, num_images: int, ranks: int) -> tuple[Shares, int]:
     """Micro-batches, and steps in an epoch."""
     if config.batch_size > num_images:
         raise UsageError(
@@ -159,7 +169,7 @@ def _share_out(config: PretrainConfig, num_images: int) -> tuple[Shares, int]:
             f"write --batch-size {num_images} or less"
         )
     try:
-        shares = share_out(config.batch_size, distributed.world_size(), config.micro_batch_size)
+        shares = share_out(config.batch_size, ranks, config.micro_batch_size)
     except ValueError as error:
         raise UsageError(str(error)) from error
     steps_per_epoch = num_images // config.batch_size
