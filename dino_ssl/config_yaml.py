@@ -155,7 +155,7 @@ def read_entries(file: Traversable) -> tuple[list[Entry], list[str]]:
         return [], [_unreadable(str(file), error)]
     first = {entry.key: entry for entry in reversed(found)}
     twice = [f"{e.where}'{e.key}' stands above already; keep one of the two" for e in found if first[e.key] is not e]
-    return list(first.values()), twice
+    return [entry for entry in found if first[entry.key] is entry], twice
 
 
 def _unreadable(name: str, error: Exception) -> str:
