@@ -118,7 +118,7 @@ def _warn_of_local_disk(folder: Path) -> None:
 
 def sweep(arguments: Sequence[str]) -> int:
     """`sweep GRID.yaml ...`."""
-    words = take_apart(arguments, switches=(*SWITCHES, "wait", "table"), values=(*VALUES, "cap"))
+    words = take_apart(arguments, switches=(*SWITCHES, "wait", "table"), values=(*VALUES, "cap", "output_dir"))
     return sweeps.run(words, ["sweep", *arguments])
 
 

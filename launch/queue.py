@@ -32,6 +32,12 @@ def is_here() -> bool:
     return shutil.which("squeue") is not None
 
 
+def require() -> None:
+    """Raises RunError where there is no Slurm to submit to."""
+    if not is_here():
+        raise RunError("there is no Slurm here (no squeue); --dry-run prints the script without it")
+
+
 def ask(*command: str) -> str:
     """The answer of a command of Slurm.
 

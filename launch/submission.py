@@ -101,8 +101,9 @@ def submit(wanted: Request, *, links: int = 1, renew_code: bool = True) -> list[
         renew_code: take a new snapshot also where the folder has one.
     Raises:
         UsageError: the run is queued or running already.
-        RunError: Slurm refuses.
+        RunError: there is no Slurm, or it refuses.
     """
+    queue.require()
     made: list[Job] = []
     with claimed(wanted.folder):
         refuse_if_busy(wanted.folder)
@@ -133,10 +134,8 @@ def submit_all(through: Executor, work: Sequence[PretrainJob]) -> list[str]:
     """Submit one job, or an array; the ids.
 
     Raises:
-        RunError: there is no Slurm, or it refuses.
+        RunError: Slurm refuses.
     """
-    if not queue.is_here():
-        raise RunError("there is no Slurm here (no squeue); --dry-run prints the script without it")
     try:
         with _clean_environment():
             jobs = through.submit_array(list(work))
@@ -196,16 +195,14 @@ def refuse_if_busy(folder: Path) -> None:
         UsageError: names the job that is queued or running.
         RunError: Slurm does not say.
     """
-    waiting = queue.queued(job.job for job in run_files.jobs(folder)) if queue.is_here() else {}
-    for job, found in waiting.items():
+    for job, found in queue.queued(job.job for job in run_files.jobs(folder)).items():
         raise UsageError(
             f"output_dir={folder}: job {job} of this run is {found.state.lower()} already; wait for it, "
             f"stop it with `python -m launch.slurm cancel {folder}`, or write --output-dir for another run"
         )
     heart = run_files.heartbeat(folder)
-    # Slurm has just said that none of its jobs is alive.
-    is_elsewhere = heart is not None and (heart["job"] is None or not queue.is_here())
-    if heart is not None and is_elsewhere and run_files.beats(heart):
+    # Of its own jobs Slurm has just said that none is alive.
+    if heart is not None and heart["job"] is None and run_files.beats(heart):
         raise UsageError(
             f"output_dir={folder}: process {heart['pid']} on {heart['host']} is training in it; "
             "stop it, or write --output-dir for another run"

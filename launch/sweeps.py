@@ -8,7 +8,7 @@ from pathlib import Path
 
 from dino_ssl.config import PretrainConfig
 from dino_ssl.config_flags import configure
-from dino_ssl.errors import RunError, UsageError
+from dino_ssl.errors import UsageError
 from launch import queue, run_files, status_text
 from launch.grids import Point, read_grid
 from launch.job import PretrainJob
@@ -75,8 +75,7 @@ def plan(words: Words, command: Sequence[str]) -> Sweep:
     configs = [_configured([*rest, *point.flags()], problems) for point in points]
     chosen = choose(words.values.get("cluster"), words.changes, list(dict.fromkeys(problems)))
     found = [config for config in configs if config is not None]
-    given = found[0].output_dir
-    folder = (Path("runs") / Path(grid).stem if given == PretrainConfig().output_dir else given).resolve()
+    folder = Path(words.values.get("output_dir", Path("runs") / Path(grid).stem)).expanduser().resolve()
     requests = [
         request(replace(config, output_dir=folder / point.name), chosen, command, Path.cwd())
         for point, config in zip(points, found, strict=True)
@@ -101,6 +100,7 @@ def _configured(words: Sequence[str], problems: list[str]) -> PretrainConfig | N
 
 def submit(sweep: Sweep) -> None:
     """Submit the points that are neither done nor in the queue, as one array."""
+    queue.require()
     with claimed(sweep.folder):
         alive = _alive(sweep)
         todo = [r for r in sweep.requests if r.folder not in alive and run_files.last_stop(r.folder) != "done"]
@@ -130,8 +130,6 @@ def _make_folder(wanted: Request, code: Path) -> None:
 
 
 def _alive(sweep: Sweep) -> set[Path]:
-    if not queue.is_here():
-        raise RunError("there is no Slurm here (no squeue); --dry-run prints the script without it")
     jobs = {job.job: r.folder for r in sweep.requests for job in run_files.jobs(r.folder)}
     return {jobs[job] for job in queue.queued(jobs)}
 
