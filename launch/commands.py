@@ -149,14 +149,17 @@ def tail(arguments: Sequence[str]) -> int:
 
 def cancel(arguments: Sequence[str]) -> int:
     """`cancel RUN ...`: every job of the runs that waits or runs."""
-    folders = [_the_run([word]) for word in arguments]
+    folders = [run for word in arguments for run in run_files.runs_in(Path(word)) or [_the_run([word])]]
     if not folders:
-        raise UsageError("cancel takes the folders of runs")
-    alive = queue.queued(job.job for folder in folders for job in run_files.jobs(folder))
+        raise UsageError("cancel takes the folders of runs, or of a sweep")
+    whose = {job.job: folder for folder in folders for job in run_files.jobs(folder)}
+    alive = queue.queued(whose)
     if not alive:
         print("none of its jobs is in the queue")
         return 0
     queue.ask("scancel", *alive)
+    for job in alive:
+        run_files.record_cancel(whose[job], job)
     print(f"cancelled {', '.join(f'{job} (was {found.state.lower()})' for job, found in alive.items())}")
     return 0
 

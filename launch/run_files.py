@@ -46,6 +46,17 @@ def record_job(folder: Path, job: Job) -> None:
         file.write(json.dumps(asdict(job)) + "\n")
 
 
+def record_cancel(folder: Path, job: str) -> None:
+    """Remember that a person cancelled the job: without accounting Slurm forgets."""
+    (folder / "logs").mkdir(exist_ok=True)
+    (folder / "logs" / f"{job}.cancelled").touch()
+
+
+def was_cancelled(folder: Path, job: str) -> bool:
+    """Whether `cancel` took the job out of the queue."""
+    return (folder / "logs" / f"{job}.cancelled").exists()
+
+
 def heartbeat(folder: Path) -> dict[str, Any] | None:
     """The last sign of life, or None before the first."""
     try:

@@ -70,7 +70,7 @@ def _look(folder: Path, jobs: list[str], waiting: Mapping[str, Queued] | None, e
     if alive and job is not None:
         state, why = _in_queue(alive[job], heart, job)
     elif waiting is not None and jobs:
-        state, why = _out_of_queue(events, ends.get(jobs[-1]), jobs[-1])
+        state, why = _out_of_queue(folder, events, ends.get(jobs[-1]), jobs[-1])
     else:
         state, why = _from_files(events, heart, jobs)
     step, total = _steps(heart, metrics)
@@ -113,22 +113,30 @@ def _in_queue(found: Queued, heart: dict[str, Any] | None, job: str) -> tuple[st
             return state.lower(), ""
 
 
-def _out_of_queue(events: list[dict[str, Any]], end: str | None, job: str) -> tuple[str, str]:
-    """Slurm no longer has a job of the run: nothing will happen by itself."""
+def _out_of_queue(folder: Path, events: list[dict[str, Any]], end: str | None, job: str) -> tuple[str, str]:
+    """Slurm no longer has a job of the run: nothing will happen by itself.
+
+    Args:
+        end: what accounting says of `job`, the newest; None where there is none.
+    """
+    if events and events[-1]["event"] == "stop" and _is_final(events[-1]):
+        return str(events[-1]["reason"]), str(events[-1]["text"])
     of_this_job = [event for event in events if event["job"] == job]
-    accounting = f"Slurm says {end}" if end else "gone from the queue, no accounting to ask"
-    if end == "CANCELLED" and not (of_this_job and of_this_job[-1]["event"] == "stop" and _ended_well(of_this_job[-1])):
+    if end == "CANCELLED" or run_files.was_cancelled(folder, job):
         return "cancelled", _text_of(of_this_job)
+    accounting = f"Slurm says {end}" if end else "gone from the queue, no accounting to ask"
     if not of_this_job:
-        return "lost", f"job {job} ended before it began to train: {accounting}; look at its log"
+        said = [s for s in run_files.last_lines(run_files.log_of(folder, job), 50) if s.startswith("error: ")]
+        return ("failed", said[0]) if said else ("lost", f"job {job} ended before it began to train: {accounting}")
     last = of_this_job[-1]
     if last["event"] == "start" or last["reason"] == "requeued":
         return "lost", f"job {job} ended without a word: {accounting}"
     return str(last["reason"]), str(last["text"])
 
 
-def _ended_well(stop: dict[str, Any]) -> bool:
-    return stop["reason"] in {"done", "failed", "diverged"}
+def _is_final(stop: dict[str, Any]) -> bool:
+    """No later job, such as the last links of a chain, had anything to add."""
+    return stop["reason"] in {"done", "diverged"}
 
 
 def _text_of(events: list[dict[str, Any]]) -> str:
