@@ -108,10 +108,11 @@ def is_run(folder: Path) -> bool:
 
 
 def runs_in(folder: Path) -> list[Path]:
-    """`folder` itself if it is a run, else the runs right below it, by name."""
+    """`folder` itself if it is a run, else the runs below it, and those of sweeps below it, by name."""
     if is_run(folder):
         return [folder]
-    return sorted(path for path in folder.iterdir() if path.is_dir() and is_run(path)) if folder.is_dir() else []
+    places = [*folder.glob("*/"), *folder.glob("*/*/")]
+    return sorted(path for path in places if is_run(path) and not is_run(path.parent))
 
 
 def failure(folder: Path) -> tuple[str, str] | None:

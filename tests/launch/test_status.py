@@ -134,6 +134,16 @@ def test_many_runs_are_a_table_with_a_line_for_each_bad_end(run, capsys, monkeyp
     assert rows[2] == "z: the loss is nan"
 
 
+def test_the_runs_of_a_folder_are_found_those_of_sweeps_too(tmp_path):
+    for name in ("b", "sweep/001", "sweep/000", "b/not", "empty/deep/er"):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+    for name in ("b", "sweep/001", "sweep/000", "b/not", "empty/deep/er"):
+        add_job(tmp_path / "runs" / name)
+    found = [str(run.relative_to(tmp_path / "runs")) for run in runs_in(tmp_path / "runs")]
+    assert found == ["b", "sweep/000", "sweep/001"]
+    assert runs_in(tmp_path / "runs/b") == [tmp_path / "runs/b"]
+
+
 def test_a_torn_line_and_a_torn_heartbeat_are_left_out(run):
     with (run / "metrics.jsonl").open("a") as file:
         file.write('{"step": 51, "ti')
