@@ -20,11 +20,13 @@ class Queued:
         state: such as PENDING, RUNNING, COMPLETING.
         reason: why it waits, or the nodes on which it runs in parentheses of Slurm's.
         left: time to its limit, as Slurm writes it.
+        ran: seconds since this start of it.
     """
 
     state: str
     reason: str
     left: str
+    ran: float
 
 
 def is_here() -> bool:
@@ -80,13 +82,23 @@ def queued(jobs: Iterable[str]) -> Mapping[str, Queued]:
     ids = ",".join(sorted({job.partition("_")[0] for job in wanted}))
     try:
         # -r: one line for each task of an array.
-        text = ask("squeue", "-h", "-r", "-j", ids, "-o", "%i|%T|%R|%L")
+        text = ask("squeue", "-h", "-r", "-j", ids, "-o", "%i|%T|%M|%L|%R")
     except RunError as error:
         if "Invalid job id" in str(error):  # the only one asked for, and long gone
             return {}
         raise
-    lines = (line.split("|", 3) for line in text.splitlines())
-    return {job: Queued(state, reason, left) for job, state, reason, left in lines if job in wanted}
+    lines = (line.split("|", 4) for line in text.splitlines())
+    return {job: Queued(state, why, left, seconds_of(ran)) for job, state, ran, left, why in lines if job in wanted}
+
+
+def seconds_of(elapsed: str) -> float:
+    """Seconds of a time as squeue writes it, [[DAYS-]HOURS:]MINUTES:SECONDS; 0 for one that it does not know."""
+    days, dash, clock = elapsed.rpartition("-")
+    parts = clock.split(":")
+    if not all(part.isdecimal() for part in [*parts, *([days] if dash else [])]):
+        return 0.0
+    seconds = sum(int(part) * 60**i for i, part in enumerate(reversed(parts)))
+    return float(seconds + 86400 * int(days or 0))
 
 
 def ended(jobs: Iterable[str]) -> Mapping[str, str]:

@@ -1,5 +1,6 @@
 """How a run is doing: its files first, Slurm's word second."""
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -19,8 +20,8 @@ class RunState:
     """What is known about one run.
 
     Attributes:
-        state: queued, starting, running, reporting, ending, requeued, done, stopped, failed, diverged, cancelled, lost,
-            unknown, or what Slurm calls it.
+        state: queued, starting, running, reporting, ending, silent, requeued, done, stopped, failed, diverged,
+            cancelled, lost, unknown, or what Slurm calls it.
         why: what is behind that, for people; may be empty.
         job: the newest that matters; None where the run was started without Slurm.
         knn, best_knn: accuracies in [0, 1].
@@ -68,7 +69,7 @@ def _look(folder: Path, jobs: list[str], waiting: Mapping[str, Queued] | None, e
     alive = {job: waiting[job] for job in jobs if waiting is not None and job in waiting}
     job = next(iter(alive), jobs[-1] if jobs else None)
     if alive and job is not None:
-        state, why = _in_queue(alive[job], heart, job)
+        state, why = state_in_queue(alive[job], heart, job)
     elif waiting is not None and jobs:
         state, why = _out_of_queue(folder, events, ends.get(jobs[-1]), jobs[-1])
     else:
@@ -97,20 +98,28 @@ def _look(folder: Path, jobs: list[str], waiting: Mapping[str, Queued] | None, e
     )
 
 
-def _in_queue(found: Queued, heart: dict[str, Any] | None, job: str) -> tuple[str, str]:
-    is_its_own = heart is not None and heart["job"] == job
+def state_in_queue(found: Queued, heart: dict[str, Any] | None, job: str) -> tuple[str, str]:
+    """The state of a run, and why, of which `job` waits or runs."""
+    its_own = heart if heart is not None and heart["job"] == job else None
     match found.state:
-        case "PENDING" | "REQUEUED" | "REQUEUE_HOLD" | "REQUEUE_FED":
-            return ("requeued" if is_its_own else "queued"), f"waits for {found.reason.strip('()')}"
-        case "RUNNING" if heart is not None and is_its_own and run_files.beats(heart):
-            state = "running" if heart["state"] == "training" else str(heart["state"])
-            return state, f"on {found.reason}, {found.left} to its limit"
-        case "RUNNING" if heart is not None and is_its_own and heart["state"] == "stopped":
-            return "ending", str(heart["stop"] or "")
+        case "PENDING":
+            return ("queued" if its_own is None else "requeued"), f"waits for {found.reason.strip('()')}"
         case "RUNNING":
-            return "starting", f"on {found.reason}, {found.left} to its limit"
+            return _running(found, its_own)
         case state:
             return state.lower(), ""
+
+
+def _running(found: Queued, heart: dict[str, Any] | None) -> tuple[str, str]:
+    where = f"on {found.reason}, {found.left} to its limit"
+    # A heartbeat from before this start is that of the start before it.
+    if heart is None or heart["time"] < time.time() - found.ran:
+        return "starting", where
+    if heart["state"] == "stopped":
+        return "ending", str(heart["stop"] or "")
+    if not run_files.beats(heart):
+        return "silent", f"no heartbeat {where}; look at its log"
+    return ("running" if heart["state"] == "training" else str(heart["state"])), where
 
 
 def _out_of_queue(folder: Path, events: list[dict[str, Any]], end: str | None, job: str) -> tuple[str, str]:

@@ -6,8 +6,9 @@ import pytest
 from made_runs import a_line, add_job, start, stop, without_slurm, write_heartbeat, write_lines, write_traceback
 
 from dino_ssl.training.progress import format_duration
-from launch.run_files import runs_in
-from launch.run_state import look, pace_of
+from launch.queue import Queued, seconds_of
+from launch.run_files import heartbeat, runs_in
+from launch.run_state import look, pace_of, state_in_queue
 from launch.slurm import main
 from launch.status_text import status, table
 
@@ -97,6 +98,33 @@ def test_the_state_is_read_from_the_files(tmp_path, events, age, state):
     if age is not None:
         write_heartbeat(folder, age=age, state="stopped" if events[-1]["event"] == "stop" else "training")
     assert look([folder])[0][0].state == state
+
+
+@pytest.mark.parametrize(
+    ("queued", "age", "changes", "state"),
+    [
+        (Queued("PENDING", "(Priority)", "1:00:00", 0), None, {}, "queued"),
+        (Queued("PENDING", "(BeginTime)", "1:00:00", 0), 9, {"state": "stopped"}, "requeued"),
+        (Queued("RUNNING", "n1", "50:00", 600), 1, {}, "running"),
+        (Queued("RUNNING", "n1", "50:00", 600), 1, {"state": "reporting"}, "reporting"),
+        (Queued("RUNNING", "n1", "50:00", 600), 300, {}, "silent"),
+        (Queued("RUNNING", "n1", "50:00", 10), 300, {}, "starting"),
+        (Queued("RUNNING", "n1", "50:00", 10), 1, {"job": "6"}, "starting"),
+        (Queued("RUNNING", "n1", "50:00", 600), 1, {"state": "stopped"}, "ending"),
+        (Queued("COMPLETING", "n1", "0:00", 600), 1, {}, "completing"),
+    ],
+)
+def test_slurm_and_the_heartbeat_together_tell_the_state(tmp_path, queued, age, changes, state):
+    if age is not None:
+        write_heartbeat(tmp_path, age=age, **changes)
+    assert state_in_queue(queued, heartbeat(tmp_path), "7")[0] == state
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("0:05", 5), ("12:34", 754), ("1:00:01", 3601), ("2-01:00:00", 176400), ("INVALID", 0)]
+)
+def test_squeues_times_are_seconds(text, seconds):
+    assert seconds_of(text) == seconds
 
 
 def test_the_traceback_is_that_of_the_rank_which_failed_first_in_the_newest_start(tmp_path):
