@@ -13,6 +13,8 @@ from launch.queue import Queued
 
 # Ends after which nobody expects the run to go on by itself: what follows is no cost of running on a cluster.
 WAITS_FOR_A_PERSON = {"done", "failed", "diverged", "interrupted"}
+GOES_ON = {"queued", "starting", "running", "requeued"}
+"""States from which a run gets to its end by itself."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,7 @@ class RunState:
         why: what is behind that, for people; may be empty.
         job: the newest that matters; None where the run was started without Slurm.
         knn, best_knn: accuracies in [0, 1].
-        eta: seconds to the end, restarts as before included.
+        eta: seconds to the end, restarts as before included; None unless it goes on by itself.
         restarts: starts after the first.
         outage: seconds that each restart cost, on average; None without one.
         failed_rank: and its traceback, where a rank failed.
@@ -91,7 +93,7 @@ def _look(folder: Path, jobs: list[str], waiting: Mapping[str, Queued] | None, e
         knn=knn[-1] if knn else None,
         best_knn=max(knn, default=None),
         images_per_second=_last(metrics, "speed/images_per_second"),
-        eta=left if state not in {"done", "reporting"} else None,
+        eta=left if state in GOES_ON else None,
         restarts=max(0, len(starts) - 1),
         outage=pace.outage if pace else None,
         failed_rank=run_files.failure(folder) if state == "failed" else None,
