@@ -24,7 +24,9 @@ def take_snapshot(folder: Path, root: Path = ROOT) -> None:
     Raises:
         UsageError: the files are too large to be code.
     """
-    files = list(_files(root))
+    # Git may not ignore the run's folder where that lies in the checkout.
+    inside = root in folder.parent.parents
+    files = [file for file in _files(root) if not (inside and (root / file).is_relative_to(folder.parent))]
     _check_size(root, files)
     unfinished = folder.with_name(f"{folder.name}.tmp")
     shutil.rmtree(unfinished, ignore_errors=True)

@@ -93,6 +93,15 @@ def test_data_among_the_code_is_refused_by_name(checkout, tmp_path, monkeypatch)
     assert not (tmp_path / "code").exists()
 
 
+def test_a_run_inside_the_checkout_is_no_part_of_its_own_snapshot(checkout):
+    (checkout / "out/logs").mkdir(parents=True)
+    (checkout / "out/logs/1_0_log.out").write_text("x")
+    for _ in range(2):
+        take_snapshot(checkout / "out/code", checkout)
+        assert not (checkout / "out/code/out").exists()
+    assert (checkout / "out/code/dino_ssl/b.py").exists()
+
+
 def test_what_is_left_of_an_earlier_snapshot_is_replaced_but_the_code_of_a_sweep_is_not(checkout, tmp_path):
     (tmp_path / "shared").mkdir()
     (tmp_path / "shared/of_all").write_text("x")
