@@ -65,7 +65,8 @@ def _request_again(words: Words, command: Sequence[str]) -> Request:
     """The run in the folder that the first word names, with the other words on top."""
     folder = _the_run(words.rest[:1])
     last = next(reversed(run_files.jobs(folder)), None)
-    words.rest = [str(folder / "config.yaml"), *words.rest[1:]]
+    # The folder may have been moved since its configuration was written.
+    words.rest = [str(folder / "config.yaml"), "--output-dir", str(folder), *words.rest[1:]]
     words.changes = {**(last.changes if last else {}), **words.changes}
     words.values = {**({"cluster": last.cluster} if last else {}), **words.values}
     again = _request(words, command)

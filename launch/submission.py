@@ -4,7 +4,7 @@ import fcntl
 import os
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import chdir, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -82,7 +82,8 @@ def _check_input(wanted: Request) -> None:
     log = wanted.config.log
     if missing := missing_extras(tensorboard=log.tensorboard, wandb=log.wandb):
         raise UsageError(*missing)
-    open_input(wanted.config, ranks=ranks(wanted.chosen.profile))
+    with chdir(wanted.cwd):  # a run may be resumed from elsewhere
+        open_input(wanted.config, ranks=ranks(wanted.chosen.profile))
 
 
 def executor_of(wanted: Request, dependency: str | None = None) -> Executor:

@@ -116,7 +116,7 @@ def test_without_slurm_nothing_is_written_and_the_dry_run_is_named(recipe, capsy
     assert "there is no sbatch here" in capsys.readouterr().err
 
 
-def test_resuming_takes_the_profile_the_flags_and_the_folder_of_the_last_job(recipe, capsys, tmp_path):
+def test_resuming_takes_the_profile_the_flags_and_the_cwd_of_the_last_job(recipe, capsys, tmp_path, monkeypatch):
 
     config, _ = configure([str(recipe), "--output-dir", "run"])
     changes = {"nodes": 2, "qos": "low"}
@@ -128,7 +128,13 @@ def test_resuming_takes_the_profile_the_flags_and_the_folder_of_the_last_job(rec
     assert main(["resume", str(wanted.folder), "--dry-run", "--time", "30", "--loader.num-workers", "0"]) == 0
     script = capsys.readouterr().out.splitlines()
     assert {"#SBATCH --nodes=2", "#SBATCH --qos=low", "#SBATCH --time=30", "#SBATCH --signal=USR2@330"} <= set(script)
-    (only,) = errors(capsys, "resume", str(wanted.folder), "--dry-run", "--optim.lr", "1")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    wanted.folder.rename(tmp_path / "moved")
+    assert main(["resume", "../moved", "--dry-run"]) == 0
+    script = capsys.readouterr().out
+    assert f"--output {tmp_path}/moved/logs/" in script and f"#SBATCH --chdir={tmp_path}\n" in script
+    (only,) = errors(capsys, "resume", "../moved", "--dry-run", "--optim.lr", "1")
     assert "optim.lr: " in only and "holds another run" in only
 
 
