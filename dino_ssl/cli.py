@@ -1,11 +1,11 @@
 """`dino-ssl <command>`: parse, call, say how it went.
 
-Exit codes: 0 done, 1 failed, 2 usage or configuration (nothing was started), 3 diverged, 130 interrupted.
+Exit codes: 0 done, 1 failed, 2 usage or configuration (nothing was started), 3 diverged, 75 stopped by a signal and
+saved, to be run again (under Slurm this has been asked for), 130 interrupted, 143 stopped by SIGTERM and saved.
 """
 
 import io
 import logging
-import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
@@ -14,7 +14,9 @@ from dino_ssl import __version__
 from dino_ssl.config_flags import configure
 from dino_ssl.config_help import pretrain_help
 from dino_ssl.config_schema import did_you_mean, nearest
-from dino_ssl.errors import DivergedError, RunError, UsageError
+from dino_ssl.errors import DivergedError, RunError, Stopped, UsageError
+from dino_ssl.training import requeue, signals
+from dino_ssl.training.ranks import placement
 
 if TYPE_CHECKING:
     from dino_ssl.training.final_report import Report
@@ -60,15 +62,16 @@ def pretrain(arguments: Sequence[str]) -> None:
     if {"-h", "--help"} & set(arguments):
         print(pretrain_help())
         return
-    level = logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING
+    level = logging.INFO if placement().rank == 0 else logging.WARNING
     logging.basicConfig(level=level, format="%(message)s")
     config, notes = configure(arguments)
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
     # torch takes seconds to import; help and mistakes should not wait for it.
-    from dino_ssl.training.loop import pretrain as run  # noqa: PLC0415
+    with signals.listening(requeue.leave_at_once):
+        from dino_ssl.training.loop import pretrain as run  # noqa: PLC0415
 
-    _report(run(config))
+        _report(run(config))
 
 
 def _report(report: "Report") -> None:
@@ -107,6 +110,9 @@ def run_command(command: str, arguments: Sequence[str]) -> int:
     except RunError as error:
         _complain(str(error), hint="what was saved before is untouched")
         return 1
+    except Stopped as stopped:
+        _complain(hint=f"stopped by {stopped}; the same command goes on from what was saved")
+        return stopped.exit_code
     except KeyboardInterrupt:
         _complain("interrupted", hint="the same command goes on from what was saved")
         return 130

@@ -19,3 +19,22 @@ class RunError(RuntimeError):
 
 class DivergedError(RunError):
     """The loss or the weights are no longer finite (exit code 3)."""
+
+
+class Stopped(SystemExit):
+    """A signal stopped the run, and everything is saved: 75 to be run again, else 128 and the signal's number.
+
+    A SystemExit, because it is no failure: submitit, for one, goes on waiting for the result of a requeued job.
+
+    Args:
+        reason: "requeued" or "stopped".
+    """
+
+    def __init__(self, reason: str, exit_code: int, text: str) -> None:
+        super().__init__(exit_code)
+        self.reason = reason
+        self.exit_code = exit_code
+        self.text = text
+
+    def __str__(self) -> str:
+        return self.text

@@ -6,6 +6,8 @@ Its --epochs, --seed and --output_dir are knobs of ours by the same name and nee
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from dino_ssl.training.ranks import placement
+
 
 def unchanged(value: str) -> str:
     return value
@@ -40,10 +42,7 @@ def _global_batch(value: str) -> str:
         images = int(value)
     except ValueError:
         raise ValueError("must be a whole number") from None
-    # Imports torch, which takes seconds, and only this flag needs it.
-    from dino_ssl.training.distributed import launched_world_size  # noqa: PLC0415
-
-    return str(images * launched_world_size())
+    return str(images * placement().world_size)
 
 
 @dataclass(frozen=True)

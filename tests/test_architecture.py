@@ -16,10 +16,10 @@ FLOORS = [floor.split() for floor in (
     "__init__ errors durable",
     "*.__init__ models.* data.* dino.losses dino.centering dino.schedules",
     "evaluation.*",
-    "config training.distributed",
+    "config training.distributed training.ranks training.rendezvous",
     "original_flags config_*",
-    "dino.method training.broken_images training.checkpoint training.curves training.journal training.optim"
-    " training.progress training.signals training.trackers",
+    "dino.method training.broken_images training.checkpoint training.curves training.folder_lock training.heartbeat"
+    " training.journal training.optim training.progress training.requeue training.signals training.trackers",
     "training.*",
     "pack_command stats_command",
     "cli __main__",

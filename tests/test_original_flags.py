@@ -71,6 +71,7 @@ def test_every_replacement_is_tested_and_leads_to_a_knob():
 
 
 def test_the_global_batch_is_the_originals_batch_per_gpu_times_the_launched_ranks(monkeypatch):
+    monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "8")
     assert changed_knobs("--batch_size_per_gpu", "32") == {"batch_size": 256}
 
@@ -81,6 +82,7 @@ def test_flags_without_effect_leave_one_note_each():
 
 
 def test_a_documented_command_of_the_original_means_the_same_run(monkeypatch):
+    monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "8")
     command = (
         "--arch vit_small --optimizer sgd --lr 0.03 --weight_decay 1e-4 --weight_decay_end 1e-4 "

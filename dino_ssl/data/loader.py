@@ -23,6 +23,7 @@ from dino_ssl.data.decoding import BrokenImage, Decoded
 from dino_ssl.data.order import Keys
 from dino_ssl.data.sources import Source, load
 from dino_ssl.data.streams import Purpose, stream
+from dino_ssl.data.worker_signals import leave_signals_to_parent
 
 MAX_REPLACEMENTS = 64
 AHEAD = 2  # batches that are made while one is used
@@ -247,6 +248,7 @@ def batches(dataset: CropDataset, order: Iterable[Keys], workers: Workers, *, pi
         num_workers=workers.processes,
         pin_memory=pin_memory,
         prefetch_factor=AHEAD,
+        worker_init_fn=leave_signals_to_parent,
         # A generator of its own: the loader's worker seeds must not move the global random state.
         generator=torch.Generator(),
     )

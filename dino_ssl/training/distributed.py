@@ -1,42 +1,82 @@
 """Ranks. The only importer of `torch.distributed`; on one process every collective is the identity."""
 
-import os
+import logging
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, TypeVar
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
 from torch.nn.parallel import DistributedDataParallel
 
+from dino_ssl.training.ranks import Placement, placement
+from dino_ssl.training.rendezvous import SECONDS_TO_START, announce, follow, meeting_file, withdraw
+
 T = TypeVar("T")
-
-
-def launched_world_size() -> int:
-    """Processes that the launcher (torchrun) started, known before the process group exists."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+STEP_TIMEOUT = timedelta(minutes=15)
+"""A rank that waits longer for the others within a step gives up: one of them is lost."""
+CONTROL_TIMEOUT = timedelta(hours=12)
+"""The same where the others wait for work of rank 0 alone: k-NN, pictures, a checkpoint."""
+_control: dist.ProcessGroup | None = None
+logger = logging.getLogger("dino_ssl")
 
 
 @contextmanager
-def process_group(device: torch.device) -> Iterator[None]:
-    """Join the ranks that torchrun started; NCCL on GPUs, gloo on CPUs, nothing on one process."""
-    if launched_world_size() == 1:
+def process_group(device: torch.device, folder: Path) -> Iterator[None]:
+    """Join the ranks of this run; NCCL on GPUs, gloo on CPUs, nothing on one process.
+
+    Args:
+        folder: where ranks meet whose launcher gave no address: the run's.
+    """
+    global _control  # noqa: PLW0603
+    here = placement()
+    logger.info("%s", here)
+    if here.world_size == 1:
         yield
         return
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    _join("nccl" if device.type == "cuda" else "gloo", here, folder)
+    # On the CPU and of its own, so that what it carries waits for no device, nor for what a device still has to do.
+    _control = cast(dist.ProcessGroup, dist.new_group(backend="gloo", timeout=CONTROL_TIMEOUT))
     try:
         yield
     finally:
+        _control = None
         dist.destroy_process_group()
 
 
+def _join(backend: str, here: Placement, folder: Path) -> None:
+    if here.has_address:
+        dist.init_process_group(backend, timeout=STEP_TIMEOUT)
+        return
+    path = meeting_file(folder)
+    if here.rank > 0:
+        store = follow(path, lambda host, port: _store(host, port, here))
+        dist.init_process_group(backend, store=store, rank=here.rank, world_size=here.world_size, timeout=STEP_TIMEOUT)
+        return
+    store = _store("localhost", 0, here)
+    made = announce(path, store.port)
+    try:
+        dist.init_process_group(backend, store=store, rank=0, world_size=here.world_size, timeout=STEP_TIMEOUT)
+    finally:
+        withdraw(path, made)
+
+
+def _store(host: str, port: int, here: Placement) -> TCPStore:
+    """Rank 0 listens, with port 0 on a free one, which the system chooses; the others connect."""
+    wait = timedelta(seconds=SECONDS_TO_START)
+    return TCPStore(host, port, here.world_size, here.rank == 0, timeout=wait, wait_for_workers=False)
+
+
 def local_device(kind: str) -> torch.device:
-    """This rank's device; on CUDA the GPU that torchrun numbered for it."""
+    """This rank's device; on CUDA the GPU of its number on this node, or the only one that it may see."""
     if kind != "cuda":
         return torch.device(kind)
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    device = torch.device("cuda", placement().local_rank % torch.cuda.device_count())
     torch.cuda.set_device(device)
     return device
 
@@ -66,12 +106,34 @@ def all_mean(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
     return all_sum(x) / world_size()
 
 
+class LargestOfAll:
+    """The largest number that any rank gave in the call before this one: known to all, at no rank's waiting.
+
+    On one process it is that of this call.
+    """
+
+    def __init__(self) -> None:
+        self._numbers = torch.zeros(1, dtype=torch.int64)
+        self._work: dist.Work | None = None
+
+    def exchange(self, number: int) -> int:
+        if world_size() == 1:
+            return number
+        answer = 0
+        if self._work is not None:
+            self._work.wait()
+            answer = int(self._numbers)
+        self._numbers = torch.tensor([number])
+        self._work = dist.all_reduce(self._numbers, dist.ReduceOp.MAX, group=_control, async_op=True)
+        return answer
+
+
 def gather(value: T) -> list[T]:
     """One picklable `value` of each rank, in rank order, on every rank."""
     if world_size() == 1:
         return [value]
     values: list[Any] = [None] * world_size()
-    dist.all_gather_object(values, value)
+    dist.all_gather_object(values, value, group=_control)
     return values
 
 
@@ -79,13 +141,13 @@ def broadcast(value: T) -> T:
     """Rank 0's `value` on every rank."""
     box: list[Any] = [value]
     if world_size() > 1:
-        dist.broadcast_object_list(box, src=0)
+        dist.broadcast_object_list(box, src=0, group=_control)
     return box[0]  # type: ignore[no-any-return]
 
 
 def barrier() -> None:
     if world_size() > 1:
-        dist.barrier()
+        dist.barrier(group=_control)
 
 
 def data_parallel(module: nn.Module, device: torch.device) -> nn.Module:

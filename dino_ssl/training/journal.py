@@ -90,6 +90,8 @@ class Journal:
         self._knn_top1: float | None = None
         self._knn_is_of_this_epoch = False
         self._start_step: int | None = None
+        self.latest: dict[str, float] = {}
+        """The newest value under each name that was written."""
         self._progress: Progress | None = None
         self._trackers: list[Tracker] = []
 
@@ -133,6 +135,10 @@ class Journal:
         self._stopwatch.step()
         if self._progress is not None:
             self._progress.step()
+
+    def loss_is_finite(self) -> bool:
+        """Of the steps since the last line; waits for the device."""
+        return math.isfinite(float(self._since_line.total))
 
     def is_due(self, step: int) -> bool:
         """Whether `step` (finished steps) gets a line: every `every_steps`, and the last."""
@@ -203,6 +209,7 @@ class Journal:
         self._knn_top1 = state["knn_top1"]
 
     def _write(self, step: int, epoch: float | int, values: dict[str, float]) -> None:
+        self.latest = {**self.latest, **values}
         if self.is_main:
             _append(self.folder / METRICS, {"step": step, "epoch": epoch, "time": time.time(), **values})
         for tracker in self._trackers:

@@ -10,12 +10,13 @@ from torch import Tensor
 from dino_ssl.config import PretrainConfig
 from dino_ssl.data.loader import Batch
 from dino_ssl.data.transfer import normalize
-from dino_ssl.errors import DivergedError, RunError
-from dino_ssl.training import distributed
+from dino_ssl.errors import DivergedError, RunError, Stopped
+from dino_ssl.training import distributed, requeue, signals
 from dino_ssl.training.final_report import Report, final_report
+from dino_ssl.training.lifetime import failures_recorded, held, recorded
 from dino_ssl.training.optim import clip_gradients, drop_last_layer_gradients, set_rates
 from dino_ssl.training.plan import Rates
-from dino_ssl.training.prepare import check_environment, prepare, share_cores, workers
+from dino_ssl.training.prepare import begin, check_environment, prepare, share_cores, workers
 from dino_ssl.training.run import Run
 
 AGAINST_DIVERGENCE = (
@@ -31,18 +32,24 @@ def pretrain(config: PretrainConfig) -> Report:
         UsageError: something in the configuration or the input is wrong; nothing was started.
         RunError: the run cannot go on; earlier checkpoints are untouched.
         DivergedError: the loss or the weights are no longer finite.
+        Stopped: a signal came, and everything is saved.
     """
-    device = check_environment(config)
-    share_cores(config, device)
-    with distributed.process_group(device):
-        run = prepare(config, device)
-        with run.journal:
-            train(run)
-            return final_report(run)
+    with signals.listening(requeue.leave_at_once), failures_recorded(config.output_dir):
+        device = check_environment(config)
+        share_cores(config, device)
+        with distributed.process_group(device, config.output_dir):
+            run = prepare(config, device)
+            with held(run.folder) as lock:
+                begin(run)
+                with recorded(run, lock), run.journal:
+                    with signals.at_step_ends():
+                        train(run)
+                    return final_report(run)
 
 
 def train(run: Run) -> None:
     """Take every step that is left."""
+    stop = distributed.LargestOfAll()
     parts = run.micro_batches(workers(run.config, run.device)) if not run.is_over() else iter(())
     while not run.is_over():
         now = run.plan.at(run.step)
@@ -55,6 +62,26 @@ def train(run: Run) -> None:
             run.method.update_teacher(now.momentum)
         run.step += 1
         after_step(run, now)
+        # No rank waits for this: a signal is acted upon one step after it came, by all ranks at once.
+        if number := stop.exchange(signals.asked()):
+            leave(run, number)
+
+
+def leave(run: Run, number: int) -> None:
+    """Save, and have this run go on later if it may.
+
+    Raises:
+        Stopped: always.
+    """
+    if run.saved_step != run.step:
+        if not run.journal.loss_is_finite():
+            raise DivergedError(f"the loss is not finite at step {run.step}; {AGAINST_DIVERGENCE}")
+        check_weights(run)
+        run.save()
+    signals.answered()
+    outcome = distributed.broadcast(requeue.answer(number) if distributed.is_main() else None)
+    assert outcome is not None
+    raise Stopped(outcome.reason, outcome.exit_code, outcome.text)
 
 
 def accumulate_gradients(run: Run, parts: Iterator[Batch], now: Rates) -> Float[Tensor, ""]:

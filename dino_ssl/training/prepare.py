@@ -28,6 +28,7 @@ from dino_ssl.training.journal import Journal
 from dino_ssl.training.online_knn import open_knn
 from dino_ssl.training.optim import build_optimizer, parameter_groups
 from dino_ssl.training.plan import make_plan
+from dino_ssl.training.ranks import placement
 from dino_ssl.training.run import Run
 from dino_ssl.training.trackers import missing_extras
 
@@ -89,15 +90,17 @@ def share_cores(config: PretrainConfig, device: torch.device) -> None:
 
 
 def _cores_of_this_rank() -> int:
-    return len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    """Slurm gives each task its own, if it is told how many; other ranks of a node share what they all see."""
+    seen = len(os.sched_getaffinity(0))
+    given = os.environ.get("SLURM_CPUS_PER_TASK")
+    return min(seen, int(given)) if given else max(1, seen // placement().local_world_size)
 
 
 def prepare(config: PretrainConfig, device: torch.device) -> Run:
-    """Open the data and the folder, build the method, resume.
+    """Open the data and build the method; the folder is left as it is.
 
     Raises:
         UsageError: the data, the batch, the folder or the network do not fit the configuration.
-        RunError: the folder has checkpoints, but none that this run can continue.
     """
     source, shares, steps_per_epoch = open_input(config, ranks=distributed.world_size())
     plan = make_plan(config, steps_per_epoch)
@@ -106,7 +109,7 @@ def prepare(config: PretrainConfig, device: torch.device) -> Run:
     _check_batch_norm(config, method.student, shares)
     # Ranks differ in their drop path masks; in the original they are alike.
     torch.manual_seed(config.seed + (0 if config.compat == "dino" else distributed.rank()))
-    run = Run(
+    return Run(
         config=config,
         source=source,
         plan=plan,
@@ -121,14 +124,20 @@ def prepare(config: PretrainConfig, device: torch.device) -> Run:
         knn=knn,
         broken=BrokenImages(_list_of_broken(config), len(source), config.loader.max_broken),
     )
+
+
+def begin(run: Run) -> None:
+    """Resume, and write into the folder what runs there, last: an error before leaves it free for the next command.
+
+    Raises:
+        RunError: the folder has checkpoints, but none that this run can continue.
+    """
     run.resume()
-    # Last, so that a mistake found above leaves the folder free for the corrected command.
     if distributed.is_main():
-        _claim_folder(config, source, device)
-        _list_problems(config, source)
-        _warn_of_slow_crops(config)
+        _claim_folder(run.config, run.source, run.device)
+        _list_problems(run.config, run.source)
+        _warn_of_slow_crops(run.config)
     distributed.barrier()
-    return run
 
 
 def open_input(config: PretrainConfig, *, ranks: int) -> tuple[Source, Shares, int]:

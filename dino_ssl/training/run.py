@@ -1,6 +1,7 @@
 """A run: its parts, its place in the data, and how both go into a checkpoint and come back."""
 
 import logging
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -54,6 +55,10 @@ class Run:
     knn: OnlineKnn | None
     broken: BrokenImages
     step: int = 0
+    saved_step: int | None = None
+    """Step of the newest checkpoint, whoever wrote it."""
+    seconds_of_save: float | None = None
+    """What the newest checkpoint of this process took."""
 
     @cached_property
     def fingerprint(self) -> str:
@@ -101,11 +106,13 @@ class Run:
 
     def save(self) -> None:
         """Write a checkpoint; a collective, of which rank 0 writes the file."""
+        began = time.monotonic()
         rng = distributed.gather(capture_rng())
         if distributed.is_main():
             with ctrl_c_waits():
                 self.store.save(self._state(rng), self.step)
         distributed.barrier()
+        self.saved_step, self.seconds_of_save = self.step, time.monotonic() - began
 
     def _state(self, rng: list[dict[str, Any]]) -> dict[str, Any]:
         """Names of the original first (`module.` is what its students carry), then what exact resuming needs."""
@@ -144,7 +151,7 @@ class Run:
         self.method.center.load_state_dict(state["dino_loss"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["fp16_scaler"])
-        self.step = state["step"]
+        self.step = self.saved_step = state["step"]
         self._restore_rng(state["rng"])
         self.journal.load_state_dict(state["journal"])
         self.journal.resume_at(self.step, self.epoch)

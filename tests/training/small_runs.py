@@ -21,7 +21,7 @@ from sklearn.datasets import load_digits
 from dino_ssl.config import PretrainConfig
 from dino_ssl.config_yaml import from_dict
 from dino_ssl.training.loop import pretrain, train
-from dino_ssl.training.prepare import prepare
+from dino_ssl.training.prepare import begin, prepare
 from dino_ssl.training.run import Run
 
 BATCH, STEPS_PER_EPOCH = 16, 5
@@ -75,6 +75,7 @@ def a_config(folder: Path, **changes: Any) -> PretrainConfig:
 def run_here(config: PretrainConfig) -> Run:
     """Resume and train to the end in this process, without the pictures."""
     run = prepare(config, torch.device("cpu"))
+    begin(run)
     with run.journal:
         train(run)
     return run

@@ -130,6 +130,7 @@ def test_torchrun_runs_the_command_on_two_ranks(tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("teacher, last checkpoint") == 1, done.stdout
     files = {path.name for path in config.output_dir.iterdir()}
-    folders = {"checkpoints", "attention", "eval"}
-    assert files == folders | {"config.yaml", "run.json", "metrics.jsonl", "log.txt", "curve.png"}
+    folders = {"checkpoints", "attention", "eval", "lock"}
+    records = {"heartbeat.json", "restarts.jsonl"}
+    assert files == folders | records | {"config.yaml", "run.json", "metrics.jsonl", "log.txt", "curve.png"}
     assert len(losses(config)) == STEPS and saved_steps(config) == [STEPS_PER_EPOCH, STEPS]

@@ -23,7 +23,7 @@ from small_runs import (
 )
 
 from dino_ssl.errors import RunError, UsageError
-from dino_ssl.training.prepare import prepare
+from dino_ssl.training.prepare import begin, prepare
 
 STEPS = 8  # an epoch and three steps
 
@@ -141,7 +141,7 @@ def a_refusal(config, kind):
     """The error with which the run does not begin; nothing in its folder may change."""
     files = {path: path.read_bytes() for path in config.output_dir.rglob("*") if path.is_file()}
     with pytest.raises(kind) as error:
-        prepare(config, torch.device("cpu"))
+        begin(prepare(config, torch.device("cpu")))
     changed = {path.name for path, data in files.items() if path.read_bytes() != data}
     assert changed <= {"run.json"}
     return str(error.value)

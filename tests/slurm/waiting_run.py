@@ -1,0 +1,28 @@
+"""`dino-ssl` as a job of the tests runs it: on its first start it waits after a step for what will stop it.
+
+`python waiting_run.py STEP WORDS...`: a run that is disturbed at a known step, however fast the machine is.
+"""
+
+import os
+import sys
+import time
+
+from dino_ssl.cli import main
+from dino_ssl.training import loop, signals
+
+
+def wait_after(step: int) -> None:
+    after_step = loop.after_step
+
+    def after_step_and_wait(run, now):
+        after_step(run, now)
+        while run.step == step and not signals.asked():
+            time.sleep(0.02)
+
+    loop.after_step = after_step_and_wait
+
+
+if __name__ == "__main__":
+    if os.environ.get("SLURM_RESTART_COUNT", "0") == "0":
+        wait_after(int(sys.argv[1]))
+    sys.exit(main(sys.argv[2:]))
