@@ -9,6 +9,7 @@ import os
 import shutil
 import socket
 import sys
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -151,13 +152,26 @@ def start(config: PretrainConfig) -> BaseProcess:
     return process
 
 
-def pretrain_on_ranks(num_ranks: int, config: PretrainConfig) -> list[str]:
-    """`pretrain(config)` as torchrun would start it; what each rank raised, or nothing."""
+def as_torchrun(rank: int, num_ranks: int, port: int) -> dict[str, Any]:
+    """The environment that names a rank, and where rank 0 listens."""
+    numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": num_ranks, "MASTER_PORT": port}
+    return {**numbers, "MASTER_ADDR": "127.0.0.1"}
+
+
+def as_submitit(rank: int, num_ranks: int, port: int) -> dict[str, Any]:
+    """The environment that names a rank alone."""
+    numbers = {"GLOBALID": rank, "LOCALID": rank, "NTASKS": num_ranks, "NNODES": 1, "JOB_ID": 77}
+    return {f"SUBMITIT_LOCAL_{name}": number for name, number in numbers.items()} | {"SUBMITIT_EXECUTOR": "local"}
+
+
+def pretrain_on_ranks(
+    num_ranks: int, config: PretrainConfig, launcher: Callable[[int, int, int], dict[str, Any]] = as_torchrun
+) -> list[str]:
+    """`pretrain(config)` as a launcher would start it; what each rank raised, or nothing."""
     port, results, processes = _free_port(), [], []
     for rank in range(num_ranks):
         receive, send = SERVER.Pipe(duplex=False)
-        environment = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": num_ranks, "MASTER_PORT": port}
-        arguments = (config, environment, send)
+        arguments = (config, launcher(rank, num_ranks, port), send)
         processes.append(SERVER.Process(target=_pretrain_rank, args=arguments, daemon=True))
         processes[-1].start()
         send.close()
@@ -175,8 +189,8 @@ def _pretrain(config: PretrainConfig) -> None:
     pretrain(config)
 
 
-def _pretrain_rank(config: PretrainConfig, environment: dict[str, int], send: Connection) -> None:
-    os.environ |= {name: str(value) for name, value in environment.items()} | {"MASTER_ADDR": "127.0.0.1"}
+def _pretrain_rank(config: PretrainConfig, environment: dict[str, Any], send: Connection) -> None:
+    os.environ |= {name: str(value) for name, value in environment.items()}
     try:
         _pretrain(config)
     except Exception as error:

@@ -10,6 +10,7 @@ from small_runs import (
     STEPS_PER_EPOCH,
     a_config,
     as_killed_after,
+    as_submitit,
     assert_bitwise_equal,
     journal_without_times,
     pretrain_on_ranks,
@@ -103,6 +104,23 @@ def test_two_ranks_with_drop_path_resume_bit_for_bit_each_with_its_own_masks(tmp
     resumed = as_killed_after(undisturbed, {STEPS_PER_EPOCH}, tmp_path / "resumed", **knobs)
     assert pretrain_on_ranks(2, resumed) == ["", ""]
     assert_bitwise_equal(state, state_after(resumed, STEPS))
+
+
+def test_ranks_without_an_address_meet_in_the_run_s_folder_and_leave_nothing_there(tmp_path, two_ranks):
+    config = a_config(tmp_path, **KNOBS)
+    config.output_dir.mkdir()
+    # Of a start that was killed: nobody listens there any more.
+    meeting = config.output_dir / ".rendezvous-77"
+    meeting.write_text("9\nlocalhost")
+    assert pretrain_on_ranks(2, config, as_submitit) == ["", ""]
+    assert not meeting.exists()
+    assert_bitwise_equal(*(state_after(run, STEPS) for run in (two_ranks, config)))
+
+
+def test_ranks_that_met_in_a_folder_leave_none_if_the_configuration_is_wrong(tmp_path):
+    config = a_config(tmp_path, batch_size=15)
+    assert all("does not divide among 2 ranks" in said for said in pretrain_on_ranks(2, config, as_submitit))
+    assert not config.output_dir.exists()
 
 
 def test_a_batch_that_does_not_divide_among_the_ranks_is_refused_on_each(tmp_path):
