@@ -22,7 +22,7 @@ class Cluster:
         self.folder = folder
         self.conf = folder / "slurm.conf"
         script = str(Path(__file__).with_name("cluster.py"))
-        self._errors = folder.with_suffix(".err").open("w+")
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115
         self._process = subprocess.Popen(
             [sys.executable, script, str(folder)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True,
@@ -33,7 +33,6 @@ class Cluster:
         if self._process.poll() is None:
             self._process.communicate()
         self._errors.close()
-        Path(self._errors.name).unlink()
 
     def crash(self, node: str) -> None:
         """Power off."""

@@ -17,6 +17,7 @@ BATCH, STEPS = 16, 200
 WAIT = 30  # step after which a disturbed run waits; its last checkpoint by itself is that of step 25
 PRETRAIN = f"{sys.executable} -m dino_ssl pretrain recipe.yaml"
 WAITING = f"{sys.executable} {Path(__file__).with_name('waiting_run.py')} {WAIT} pretrain recipe.yaml"
+REPORTING = WAITING.replace(f" {WAIT} ", " report ")
 FAILING = f"{sys.executable} {Path(__file__).with_name('failing_run.py')} pretrain recipe.yaml"
 
 

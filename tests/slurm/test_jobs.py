@@ -1,5 +1,6 @@
 """A run on a real Slurm ends as the undisturbed one does, whatever stops it on the way."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from jobs import FAILING, WAIT, WAITING, a_recipe, a_script, final_weights, restarts, step_of, stops
+from jobs import FAILING, REPORTING, WAIT, WAITING, a_recipe, a_script, final_weights, restarts, step_of, stops
 
 TWO_RANKS = ("--nodes=2", "--ntasks-per-node=1")
 ENDED = ("COMPLETED", "FAILED", "TIMEOUT", "CANCELLED", "NODE_FAIL")
@@ -140,6 +141,32 @@ def test_a_second_job_of_one_folder_is_refused_and_the_first_is_left_alone(clust
     cluster.call("scancel", "--signal=USR2", first)
     assert end_of(cluster, first) == "COMPLETED", log_of(config)
     assert {line["job"] for line in restarts(config)} == {first}
+
+
+def test_a_signal_during_the_report_is_answered_though_the_other_ranks_wait_for_it(cluster, tmp_path, undisturbed):
+    config = a_recipe(tmp_path, **SHORT)
+    job = cluster.submit(a_script(tmp_path, *TWO_RANKS, command=REPORTING))
+    wait_for_step(cluster, config, config.steps)
+    heartbeat = config.output_dir / "heartbeat.json"
+    cluster.wait_until("it reports", lambda: json.loads(heartbeat.read_text())["state"] == "reporting")
+    cluster.call("scancel", "--signal=USR2", job)
+    assert_ends_alike(cluster, job, config, undisturbed)
+    assert stops(config) == ["requeued", "done"] and steps_of_events(config)[2] == ("start", config.steps)
+
+
+def test_of_an_array_only_the_task_that_was_stopped_is_requeued(cluster, tmp_path):
+    """The number of one of its tasks is also that of the whole array."""
+    configs = [a_recipe(tmp_path / str(task), **SHORT) for task in range(2)]
+    in_its_folder = f"bash -c 'cd $SLURM_ARRAY_TASK_ID && exec {WAITING}'"
+    job = cluster.submit(a_script(tmp_path, "--array=0-1", command=in_its_folder))
+    for config in configs:
+        wait_for_step(cluster, config, WAIT)
+    for task, config in enumerate(configs):
+        cluster.call("scancel", "--signal=USR2", f"{job}_{task}")
+        cluster.wait_until(f"task {task} is done", lambda config=config: stops(config) == ["requeued", "done"])
+        assert [line["job"] for line in restarts(config)] == [f"{job}_{task}"] * 4
+        if task == 0:
+            assert len(restarts(configs[1])) == 1
 
 
 @pytest.fixture(scope="module")

@@ -1,14 +1,16 @@
 """`dino-ssl` as a job of the tests runs it: on its first start it waits after a step for what will stop it.
 
-`python waiting_run.py STEP WORDS...`: a run that is disturbed at a known step, however fast the machine is.
+`python waiting_run.py STEP WORDS...`: a run that is disturbed at a known step, however fast the machine is; where
+STEP is `report`, its report never ends.
 """
 
 import os
 import sys
+import threading
 import time
 
 from dino_ssl.cli import main
-from dino_ssl.training import loop, signals
+from dino_ssl.training import distributed, loop, signals
 
 
 def wait_after(step: int) -> None:
@@ -22,7 +24,12 @@ def wait_after(step: int) -> None:
     loop.after_step = after_step_and_wait
 
 
+def report_for_ever() -> None:
+    final_report = loop.final_report
+    loop.final_report = lambda run: threading.Event().wait() if distributed.is_main() else final_report(run)
+
+
 if __name__ == "__main__":
     if os.environ.get("SLURM_RESTART_COUNT", "0") == "0":
-        wait_after(int(sys.argv[1]))
+        report_for_ever() if sys.argv[1] == "report" else wait_after(int(sys.argv[1]))
     sys.exit(main(sys.argv[2:]))
