@@ -71,7 +71,7 @@ def held(folder: Path) -> Iterator[FolderLock | None]:
         raise
     finally:
         if lock is not None:
-            with naming(folder):
+            with _less_important(folder):
                 lock.release(comes_back=requeued)
 
 
@@ -91,6 +91,15 @@ def recorded(run: Run, lock: FolderLock | None) -> Iterator[None]:
         raise
     signals.answered()
     record.stop("done", 0, "done")
+
+
+@contextmanager
+def _less_important(folder: Path) -> Iterator[None]:
+    """What ends the run is to be heard of, and may be the same full disk."""
+    try:
+        yield
+    except OSError as error:
+        logger.warning("cannot write in %s: %s", folder, error.strerror)
 
 
 def _ending(error: BaseException) -> tuple[str, int, str]:
@@ -113,20 +122,23 @@ class _Record:
         self.run = run
         self.lock = lock
         self.here = placement()
-        self._append({"event": "start", **self._who(), **_shape(self.here)})
+        with naming(run.folder / RESTARTS):
+            self._append({"event": "start", **self._who(), **_shape(self.here)})
         self.heartbeat = Heartbeat(run.folder, self._look, self._check_lock)
         self.heartbeat.start()
 
     def stop(self, reason: str, exit_code: int, text: str) -> None:
         ending = {"reason": reason, "exit_code": exit_code, "text": text}
-        self._append({"event": "stop", **self._who(), **ending})
+        with _less_important(self.run.folder):
+            self._append({"event": "stop", **self._who(), **ending})
         self.heartbeat.stop(state="stopped", stop=text)
 
     def leave(self, number: int) -> None:
         """Answer a signal while there is nothing to save; in a thread, since the main one may wait for others."""
         outcome = requeue.answer(number)
         self.stop(outcome.reason, outcome.exit_code, outcome.text)
-        self.lock.release(comes_back=outcome.reason == "requeued")
+        with _less_important(self.run.folder):
+            self.lock.release(comes_back=outcome.reason == "requeued")
         requeue.leave(outcome)
 
     def _who(self) -> dict[str, Any]:
@@ -151,7 +163,7 @@ class _Record:
         }
 
     def _append(self, line: dict[str, Any]) -> None:
-        with naming(self.run.folder / RESTARTS), (self.run.folder / RESTARTS).open("a") as file:
+        with (self.run.folder / RESTARTS).open("a") as file:
             file.write(json.dumps(line) + "\n")
 
     def _check_lock(self) -> None:

@@ -190,3 +190,15 @@ def test_the_handlers_of_whoever_calls_pretrain_are_given_back():
     finally:
         signal.signal(signal.SIGTERM, before)
     assert torch.get_num_threads() == 1
+
+
+def test_a_disk_that_is_full_when_a_run_ends_does_not_hide_why_it_ends(tmp_path, long_run):
+    program = (
+        "from dino_ssl.training import lifetime, loop",
+        "def full(*_): raise OSError(28, 'No space left on device')",
+        "def fail(*_): lifetime._Record._append = full; raise loop.RunError('the reason')",
+        "loop.after_step = fail",
+    )
+    code, said = end_of(start(long_run, tmp_path, *program))
+    assert code == 1 and "error: the reason" in said
+    assert f"cannot write in {long_run.output_dir}: No space left on device" in said
