@@ -2,8 +2,7 @@
 
 Nothing here waits for the device: shapes follow from the arguments' shapes alone. On CUDA the elementwise parts
 are compiled at their first call; elsewhere, and with TORCH_COMPILE_DISABLE=1, they run as written. As in PIL, a
-pixel is a byte after every operation; bytes are also all that goes through memory between two operations. Products
-add up in an order that depends on the batch: who shares it may move one pixel in a million by a grey level.
+pixel is a byte after every operation; bytes are also all that goes through memory between two operations.
 
 Sizes: v views, b images of h x w pixels and c channels, n = b * v rendered views of s x s pixels.
 """
@@ -24,6 +23,9 @@ from dino_ssl.data.crops import OPERATIONS, SOLARIZE_THRESHOLD, VIEW
 WORKSPACE = 512 * 2**20
 """Bytes of temporaries that the images rendered at once may take; a single image may take more."""
 MIDDLE = 128  # pixels are resampled around it: they and their sums keep more digits in half precision
+GRID = {torch.float32: 2.0**15, torch.float16: 2.0**11, torch.bfloat16: 2.0**8}
+"""Parts of 1 that the filters' weights are whole numbers of. Sums of them and of their products with pixels fit into
+float32 exactly, so that their order, which depends on the size of the batch, changes nothing."""
 CONTRAST, SATURATION, HUE = (OPERATIONS.index(name) for name in ("contrast", "saturation", "hue"))
 BOX_PASSES, BOX_REACH = 3, 2
 MAX_BLUR_RADIUS = math.sqrt(6)  # pixels; from here on PIL's boxes reach further than BOX_REACH
@@ -109,7 +111,7 @@ def _render(
     for operation in _field(per_view, "order").unbind(1):
         planes = _jitter(operation, factors, *planes)
     pixels = torch.cat(_gray(_field(per_view, "grayscale"), *planes))
-    kernels = _blur_kernels(_field(per_view, "blur_radius").float())
+    kernels = _blur_kernels(_field(per_view, "blur_radius"))
     pixels = _blur_columns_and_solarize(_blur_rows(pixels, kernels), kernels, _field(per_view, "solarize"))
     rendered: Tensor = pixels.unflatten(1, raw.shape[:2])
     return rendered
@@ -166,7 +168,8 @@ def _bicubic(parts: Float[Tensor, "5 b v s"], extent: int, precision: torch.dtyp
     far = ((-0.5 * x + 2.5) * x - 4) * x + 2
     values = torch.where(x < 1, near, torch.where(x < 2, far, 0.0))
     values = torch.where((taps >= first) & (taps < end), values, 0.0)
-    return (values / values.sum(-1, keepdim=True)).to(precision)
+    values = (values * GRID[precision]).round()
+    return ((values / values.sum(-1, keepdim=True) * GRID[precision]).round() / GRID[precision]).to(precision)
 
 
 @_compiled_on_cuda
@@ -242,7 +245,7 @@ def _shift_hue(
 
 
 @_compiled_on_cuda
-def _blur_kernels(radius: Float[Tensor, " n"]) -> Float[Tensor, "n taps"]:
+def _blur_kernels(radius: Float64[Tensor, " n"]) -> Float[Tensor, "n taps"]:
     """PIL's GaussianBlur of these radii in pixels, without the roundings between its three box filters.
 
     Source: Gwosdek et al. 2011, "Theoretical foundations of Gaussian convolution by extended box filtering".
@@ -255,7 +258,7 @@ def _blur_kernels(radius: Float[Tensor, " n"]) -> Float[Tensor, "n taps"]:
     for _ in range(BOX_PASSES - 1):
         shifted = [F.pad(kernel * box[:, i : i + 1], (i, 2 * BOX_REACH - i)) for i in range(2 * BOX_REACH + 1)]
         kernel = torch.stack(shifted).sum(0)
-    return kernel
+    return ((kernel * GRID[torch.float32]).round() / GRID[torch.float32]).float()
 
 
 @_compiled_on_cuda

@@ -177,6 +177,8 @@ def _lock(target: Path) -> Iterator[None]:
         yield
 
 
+ABANDONED = 3600.0
+"""Seconds without a byte after which a half-fetched file counts as left behind."""
 _given_up: dict[Path, tuple[float, str]] = {}
 
 
@@ -216,7 +218,8 @@ def _fetch_once(url: str, target: Path, num_bytes: int) -> int:
 def make_room(folder: Path, num_bytes: int, keep: Path | None = None) -> None:
     """Remove the files that were used least recently until `num_bytes` more are within the limit and fit the disk.
 
-    What a process has open stays readable, and its bytes are freed when it is closed.
+    What a process has open stays readable, and its bytes are freed when it is closed. What others are fetching
+    counts, and stays, unless it was left behind.
     """
     files = []
     for entry in os.scandir(folder):
@@ -224,7 +227,11 @@ def make_room(folder: Path, num_bytes: int, keep: Path | None = None) -> None:
             if not entry.name.startswith("lock-"):
                 files.append((entry.stat().st_mtime, entry.stat().st_size, entry.path))
     used = sum(size for _, size, _ in files)
-    for _, size, path in sorted(file for file in files if file[2] != str(keep)):
+    abandoned = time.time() - ABANDONED
+    removable = [
+        file for file in files if file[2] != str(keep) and (not file[2].endswith(".tmp") or file[0] < abandoned)
+    ]
+    for _, size, path in sorted(removable):
         if used + num_bytes <= limit() and num_bytes <= shutil.disk_usage(folder).free:
             return
         Path(path).unlink(missing_ok=True)
