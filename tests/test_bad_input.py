@@ -9,7 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -316,7 +316,9 @@ def test_weights_that_the_last_step_ruined_are_not_saved_and_the_good_ones_befor
 
 def test_ctrl_c_exits_130_and_says_how_to_go_on(here: Path) -> None:
     words = "--steps 100000 --checkpoint.every-steps 50000 --log.every-steps 1"
-    with subprocess.Popen(command(words), stderr=subprocess.PIPE, text=True) as process:
+    # A job in the background of a script inherits a SIGINT that is ignored.
+    listening = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.default_int_handler)}
+    with subprocess.Popen(command(words), stderr=subprocess.PIPE, text=True, **listening) as process:
         assert process.stderr is not None
         assert any(line.startswith("step 1/100000 ") for line in process.stderr)
         process.send_signal(signal.SIGINT)
@@ -326,7 +328,15 @@ def test_ctrl_c_exits_130_and_says_how_to_go_on(here: Path) -> None:
     assert "Traceback" not in rest
 
 
-def test_ctrl_c_waits_for_the_end_of_a_save_and_a_second_one_does_not() -> None:
+@pytest.fixture
+def ctrl_c_raises() -> Iterator[None]:
+    """A job in the background of a script inherits a SIGINT that is ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_waits_for_the_end_of_a_save_and_a_second_one_does_not(ctrl_c_raises: None) -> None:
     reached = []
     with pytest.raises(KeyboardInterrupt), ctrl_c_waits():
         os.kill(os.getpid(), signal.SIGINT)
