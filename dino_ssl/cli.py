@@ -1,39 +1,33 @@
-"""`dino-ssl <command>`: parse, call, say how it went.
+"""`dino-ssl <command>`: find the command, call it, say how it went.
 
 Exit codes: 0 done, 1 failed, 2 usage or configuration (nothing was started), 3 diverged, 75 stopped by a signal and
 saved, to be run again (under Slurm this has been asked for), 130 interrupted, 143 stopped by SIGTERM and saved.
 """
 
 import io
-import logging
 import sys
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from importlib import import_module
 
 from dino_ssl import __version__
-from dino_ssl.config_flags import configure
-from dino_ssl.config_help import pretrain_help
 from dino_ssl.config_schema import did_you_mean, nearest
 from dino_ssl.errors import DivergedError, RunError, Stopped, UsageError
-from dino_ssl.training import requeue, signals
-from dino_ssl.training.ranks import placement
 
-if TYPE_CHECKING:
-    from dino_ssl.training.final_report import Report
-
-OVERVIEW = """\
+# Each is a module of `commands`, imported only when it is asked for: torch takes seconds.
+COMMANDS = {
+    "pretrain": "train a backbone on images without labels",
+    "stats": "look at a data set: numbers, broken and duplicate images, a picture of its crops",
+    "pack": "write a data set as tar shards",
+}
+OVERVIEW = f"""\
 usage: dino-ssl COMMAND ...
 
 Self-supervised pretraining of vision backbones with DINO.
 
-  pretrain   train a backbone on images without labels
-  stats      look at a data set: numbers, broken and duplicate images, a picture of its crops
-  pack       write a data set as tar shards
-
+{"".join(f"  {name:<10} {text}{chr(10)}" for name, text in COMMANDS.items())}
 dino-ssl COMMAND --help lists what a command takes; dino-ssl --version says which version this is.
 Start here: dino-ssl pretrain --preset digits
 """
-NEXT = "next: look at the pictures, then train on your own images: dino-ssl pretrain --preset photos --data FOLDER"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -57,50 +51,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 2
 
 
-def pretrain(arguments: Sequence[str]) -> None:
-    """`dino-ssl pretrain`."""
-    if {"-h", "--help"} & set(arguments):
-        print(pretrain_help())
-        return
-    level = logging.INFO if placement().rank == 0 else logging.WARNING
-    logging.basicConfig(level=level, format="%(message)s")
-    config, notes = configure(arguments)
-    for note in notes:
-        print(f"note: {note}", file=sys.stderr)
-    # torch takes seconds to import; help and mistakes should not wait for it.
-    with signals.listening(requeue.leave_at_once):
-        from dino_ssl.training.loop import pretrain as run  # noqa: PLC0415
-
-        _report(run(config))
-
-
-def _report(report: "Report") -> None:
-    """Say what the run reached, and what to do next; of several ranks, one has something to say."""
-    if report.text:
-        print(f"\n{report.text}\n\n{NEXT}")
-
-
-def stats(arguments: Sequence[str]) -> None:
-    """`dino-ssl stats`."""
-    from dino_ssl.stats_command import stats as run  # noqa: PLC0415
-
-    run(arguments)
-
-
-def pack(arguments: Sequence[str]) -> None:
-    """`dino-ssl pack`."""
-    from dino_ssl.pack_command import pack as run  # noqa: PLC0415
-
-    run(arguments)
-
-
-COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {"pretrain": pretrain, "stats": stats, "pack": pack}
-
-
 def run_command(command: str, arguments: Sequence[str]) -> int:
     """Call the command; every error that is meant for the user becomes lines on stderr and an exit code."""
     try:
-        COMMANDS[command](arguments)
+        import_module(f"dino_ssl.commands.{command}").run(arguments)
     except UsageError as error:
         _complain(*error.problems, hint=f"nothing was started; `dino-ssl {command} --help` lists every knob")
         return 2

@@ -21,8 +21,7 @@ TITLE = 28
 
 def cls_attention(attention: AttentionMap) -> Float[Tensor, "b heads h w"]:
     """The class token's weights over the patches; without prefix tokens, the mean over all queries."""
-    weights = attention.weights
-    row = weights[:, :, 0] if attention.num_prefix_tokens else weights.mean(2)
+    row = attention.rows(slice(0, 1))[:, :, 0] if attention.num_prefix_tokens else attention.weights.mean(2)
     return row[..., attention.num_prefix_tokens :].reshape(*row.shape[:2], *attention.grid)
 
 

@@ -145,15 +145,14 @@ class VisionTransformer(nn.Module):
         return patches.reshape(*patches.shape[:2], *self.grid(images))
 
     def attention(self, images: Float[Tensor, "b c x y"], block: int = -1) -> AttentionMap:
-        """Softmax weights of a block, recomputed because fused attention never stores them."""
+        """What a block attends to, recomputed because fused attention never stores it."""
         index = range(len(self.blocks))[block]
         chosen = self.blocks[index]
         assert isinstance(chosen, TransformerBlock)
         tokens = chosen.norm1(self._encode(images, index))
         qkv = chosen.attn.qkv(tokens).unflatten(-1, (3, chosen.attn.num_heads, -1))
         query, key, _ = qkv.permute(2, 0, 3, 1, 4)
-        weights = (query * chosen.attn.scale @ key.transpose(-2, -1)).softmax(dim=-1)
-        return AttentionMap(weights, self.grid(images), num_prefix_tokens=1)
+        return AttentionMap(query * chosen.attn.scale, key, self.grid(images), num_prefix_tokens=1)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute every block in the backward pass instead of storing its activations."""

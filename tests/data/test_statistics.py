@@ -10,6 +10,7 @@ import pytest
 from opening import folder_of, pixels_of, write_arrays
 from PIL import Image
 
+from dino_ssl.commands.stats import run as stats
 from dino_ssl.data.contact_sheet import contact_sheet
 from dino_ssl.data.crops import MultiCrop, dino_recipe
 from dino_ssl.data.render_pil import render
@@ -17,7 +18,6 @@ from dino_ssl.data.sources import open_source
 from dino_ssl.data.statistics import Statistics, difference_hash, examine, spread, summarise
 from dino_ssl.data.streams import Purpose, stream
 from dino_ssl.errors import UsageError
-from dino_ssl.stats_command import stats
 
 RNG = np.random.default_rng(0)
 CROPS = MultiCrop(
@@ -333,10 +333,10 @@ def test_the_preset_whose_crops_are_drawn_may_be_chosen(here: Path, capsys: pyte
         ([], "SOURCE"),
         (["gone"], "does not exist"),
         (["photos", "--max-images", "-1"], "--max-images"),
-        (["photos", "--max-images", "many"], "'many' is no number from 0 on"),
-        (["photos", "--channels", "0"], "--channels: must be 1 or more"),
+        (["photos", "--max-images", "many"], "--max-images: 'many' must be a whole number from 0 on"),
+        (["photos", "--channels", "0"], "--channels: '0' must be a whole number from 1 on"),
         (["photos", "--preset", "nothing"], "--preset"),
-        (["photos", "--chanels", "1"], "'--chanels' is not understood; did you mean '--channels'?"),
+        (["photos", "--chanels", "1"], "unknown flag --chanels; did you mean '--channels'?"),
         (["photos", "--output-dir", "photos/stats"], "lies in the folder of images, photos"),
         (["photos", "--output-dir", "list.txt/x"], "cannot be written (Not a directory)"),
         (["photos", "--channels", "7"], "none of the 9 images could be read"),

@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -7,8 +9,10 @@ from dino_ssl.evaluation.attention import MAX_HEADS, WIDTH, attention_figure, cl
 from dino_ssl.models.attention_map import AttentionMap
 
 
-def weights(num_images, heads, queries, keys):
-    return torch.rand(num_images, heads, queries, keys, generator=torch.Generator().manual_seed(0)).softmax(-1)
+def attention_of(num_images, heads, queries, keys, **shape):
+    generator = torch.Generator().manual_seed(0)
+    query, key = (torch.randn(num_images, heads, n, 8, generator=generator) for n in (queries, keys))
+    return AttentionMap(query, key, **shape)
 
 
 def draw(path, *, num_images=2, heads=3, side=(16, 16), grid=(4, 4)):
@@ -21,16 +25,26 @@ def draw(path, *, num_images=2, heads=3, side=(16, 16), grid=(4, 4)):
 @pytest.mark.parametrize("num_prefix_tokens", [1, 5])
 def test_class_attention_is_the_first_row_over_the_patches(num_prefix_tokens):
     tokens = num_prefix_tokens + 6
-    attention = AttentionMap(weights(2, 3, tokens, tokens), (2, 3), num_prefix_tokens)
+    attention = attention_of(2, 3, tokens, tokens, grid=(2, 3), num_prefix_tokens=num_prefix_tokens)
     maps = cls_attention(attention)
     for row in range(2):
         for column in range(3):
             key = num_prefix_tokens + 3 * row + column
-            assert torch.equal(maps[:, :, row, column], attention.weights[:, :, 0, key])
+            torch.testing.assert_close(maps[:, :, row, column], attention.weights[:, :, 0, key])
+
+
+def test_rows_of_attention_are_the_softmax_of_its_logits_with_their_bias():
+    plain = attention_of(2, 3, 5, 7, grid=(2, 3), num_prefix_tokens=1)
+    bias = torch.randn(3, 5, 7, generator=torch.Generator().manual_seed(2))
+    attention = dataclasses.replace(plain, bias=bias)
+    logits = torch.einsum("bhqe,bhke->bhqk", plain.query, plain.key) + bias
+    expected = logits.exp() / logits.exp().sum(-1, keepdim=True)
+    torch.testing.assert_close(attention.weights, expected)
+    torch.testing.assert_close(attention.rows(torch.tensor([4, 0])), expected[:, :, [4, 0]])
 
 
 def test_without_prefix_tokens_attention_is_the_mean_over_queries():
-    attention = AttentionMap(weights(2, 3, 24, 6), (2, 3), num_prefix_tokens=0)
+    attention = attention_of(2, 3, 24, 6, grid=(2, 3), num_prefix_tokens=0)
     expected = sum(attention.weights[:, :, query] for query in range(24)) / 24
     torch.testing.assert_close(cls_attention(attention).flatten(2), expected)
 

@@ -5,16 +5,12 @@ import os
 import re
 import shlex
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
-from tqdm import tqdm
-
+from dino_ssl.commands.parsing import Parser, whole
+from dino_ssl.commands.progress import progress
 from dino_ssl.config import PretrainConfig
-from dino_ssl.config_schema import did_you_mean, nearest
 from dino_ssl.data.sources import open_source
 from dino_ssl.data.tar import packing
 from dino_ssl.data.tar.pack_file import SKIPPED_FILE, PackFile
@@ -32,27 +28,19 @@ DESCRIPTION = (
 UNITS = {"kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 DEFAULT_SIZE = "512MB"
 DEFAULT_PATTERN = "shard-%06d.tar"
-SECONDS_BETWEEN_LINES = 10.0
 
 
-class _Parser(argparse.ArgumentParser):
-    """Mistakes become our errors; argparse itself would end the process."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(message.removeprefix("argument "))
-
-
-def pack(arguments: Sequence[str]) -> None:
+def run(arguments: Sequence[str]) -> None:
     """`dino-ssl pack`.
 
     Raises:
         UsageError: a mistake in the arguments, the source or the folder.
         RunError: the disk refuses, no image can be read, or --verify found a difference.
     """
-    if {"-h", "--help"} & set(arguments):
-        sys.stdout.write(_parser().format_help())
+    words = _parser().read(arguments)
+    if words is None:
         return
-    words = _words(arguments)
+    _check(words)
     if words.verify is not None:
         _verify(words.verify)
         return
@@ -68,40 +56,39 @@ def pack(arguments: Sequence[str]) -> None:
         seed=words.seed,
         threads=words.threads,
     )
-    with _progress(len(source), "images") as advance:
+    with progress(len(source), "images") as advance:
         made = packing.pack(source, chosen, advance)
     sys.stdout.write(_table(made))
 
 
-def _parser() -> _Parser:
+def _parser() -> Parser:
     usage = "dino-ssl pack SOURCE --output FOLDER [--FLAG VALUE ...]\n       dino-ssl pack --verify FOLDER"
-    parser = _Parser(usage=usage, description=DESCRIPTION, add_help=False, allow_abbrev=False)
+    parser = Parser(command="pack", usage=usage, description=DESCRIPTION)
     add = parser.add_argument
     add("source", nargs="?", metavar="SOURCE", help="as for dino-ssl pretrain --data")
     add("--output", metavar="FOLDER", help="a folder, or a pattern for the shards' names: data/train-%%06d.tar")
     add("--shard-size", type=_size, metavar="SIZE", help=f"longest a shard gets, such as 1GB ({DEFAULT_SIZE})")
-    add("--samples-per-shard", type=_from(1), metavar="N", help="instead of a size")
+    add("--samples-per-shard", type=whole(1), metavar="N", help="instead of a size")
     short_side = "reduce the shorter side to so many pixels and write JPEGs; without it the images stay as they are"
-    add("--short-side", type=_from(1), metavar="PIXELS", help=short_side)
-    add("--quality", type=_from(1, 100), default=95, metavar="Q", help="of these JPEGs, 1 to 100 (%(default)s)")
+    add("--short-side", type=whole(1), metavar="PIXELS", help=short_side)
+    add("--quality", type=whole(1, 100), default=95, metavar="Q", help="of these JPEGs, 1 to 100 (%(default)s)")
     threads = len(os.sched_getaffinity(0))
-    add("--threads", type=_from(1), default=threads, metavar="N", help="that read and encode (one for each core)")
+    add("--threads", type=whole(1), default=threads, metavar="N", help="that read and encode (one for each core)")
     root = PretrainConfig().data_root
     add("--data-root", type=Path, default=root, metavar="DIR", help="folder of known data sets (%(default)s)")
-    add("--seed", type=_from(0, 2**63), default=0, metavar="S", help="of the order of the images (%(default)s)")
+    add("--seed", type=whole(0, 2**63), default=0, metavar="S", help="of the order of the images (%(default)s)")
     add("--verify", type=Path, metavar="FOLDER", help="compare the shards in a folder with their checksums")
     return parser
 
 
-def _words(arguments: Sequence[str]) -> argparse.Namespace:
-    """The arguments, each by itself sound, and together.
+def _check(words: argparse.Namespace) -> None:
+    """Whether the arguments go together.
 
     Raises:
-        UsageError: what is not.
+        UsageError: they do not.
     """
-    words, unknown = _parser().parse_known_args(arguments)
-    problems = list(_unknown(unknown))
-    if words.verify is None and not problems:
+    problems = []
+    if words.verify is None:
         problems += ["SOURCE is missing; write what to pack, such as a folder"] if not words.source else []
         problems += ["--output is missing; write a folder for the shards"] if not words.output else []
     if words.verify is not None and (words.source or words.output):
@@ -110,28 +97,6 @@ def _words(arguments: Sequence[str]) -> argparse.Namespace:
         problems.append("--shard-size and --samples-per-shard exclude each other; write one of them")
     if problems:
         raise UsageError(*problems)
-    return words
-
-
-def _unknown(words: Sequence[str]) -> Iterator[str]:
-    flags = [action.option_strings[0] for action in _parser()._actions if action.option_strings]
-    for word in words:
-        flag = word.partition("=")[0]
-        if flag.startswith("-"):
-            yield f"unknown flag {flag}{did_you_mean(nearest(flag, flags))}"
-    if words and not any(word.startswith("-") for word in words):
-        yield f"one SOURCE at a time: '{words[0]}' is too much"
-
-
-def _from(least: int, most: int | None = None) -> Callable[[str], int]:
-    rule = f"a whole number from {least} on" if most is None else f"a whole number from {least} to {most}"
-
-    def number(text: str) -> int:
-        if not (text.isascii() and text.isdecimal()) or int(text) < least or (most is not None and int(text) > most):
-            raise argparse.ArgumentTypeError(f"'{text}' must be {rule}")
-        return int(text)
-
-    return number
 
 
 def _size(text: str) -> int:
@@ -155,29 +120,9 @@ def _output(text: str) -> tuple[Path, str]:
     return folder, pattern
 
 
-@contextmanager
-def _progress(total: int, what: str) -> Iterator[Callable[[int], object]]:
-    """A bar on a terminal, a line now and then elsewhere."""
-    if sys.stderr.isatty():
-        with tqdm(total=total, unit=f" {what}", smoothing=0.05) as bar:
-            yield bar.update
-        return
-    done, last = 0, time.monotonic()
-
-    def advance(count: int) -> None:
-        nonlocal done, last
-        done += count
-        if time.monotonic() - last >= SECONDS_BETWEEN_LINES:
-            last = time.monotonic()
-            sys.stderr.write(f"{done:,} of {total:,} {what}\n")
-            sys.stderr.flush()
-
-    yield advance
-
-
 def _verify(folder: Path) -> None:
     made = packing.read(folder)
-    with _progress(len(made.shards), "shards") as advance:
+    with progress(len(made.shards), "shards") as advance:
         packing.verify(made, advance)
     sys.stdout.write(f"{len(made.shards):,} shards in {folder} are as they were written\n")
 

@@ -1,18 +1,17 @@
 """`dino-ssl stats`: what a data set is made of, and a picture of what the model will see."""
 
-import argparse
 import os
 import re
 import shutil
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import NoReturn
 
 from tqdm import tqdm
 
+from dino_ssl.commands.parsing import Parser, whole
 from dino_ssl.config import PretrainConfig
-from dino_ssl.config_schema import build, did_you_mean, nearest
+from dino_ssl.config_schema import build
 from dino_ssl.config_yaml import preset_names, read_layers
 from dino_ssl.data.decoding import BrokenImage
 from dino_ssl.data.sources import Source, open_source
@@ -25,30 +24,18 @@ NUM_PICTURES = 8
 SMALL_IMAGES = 64
 """Median of the shorter side, pixels, up to which the preset for small images draws the views."""
 MOST_THREADS = 16
-FLAGS = ("data-root", "output-dir", "max-images", "channels", "preset")
 SUMMARY = "Sizes, colours, broken images and copies of a data set, and a contact sheet of its crops."
 
 
-class _Parser(argparse.ArgumentParser):
-    """Mistakes become our errors; argparse itself would end the process."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(message.removeprefix("argument "))
-
-
-def stats(arguments: Sequence[str]) -> None:
+def run(arguments: Sequence[str]) -> None:
     """`dino-ssl stats`.
 
     Raises:
         UsageError: a mistake in the arguments, a SOURCE that cannot be opened or read, a folder that cannot be written.
     """
-    if {"-h", "--help"} & set(arguments):
-        print(_parser().format_help(), end="")
+    words = _parser().read(arguments)
+    if words is None:
         return
-    words, unknown = _parser().parse_known_args(arguments)
-    if unknown:
-        meant = did_you_mean(f"--{name}" for name in nearest(unknown[0].lstrip("-"), FLAGS))
-        raise UsageError(f"'{unknown[0]}' is not understood{meant}")
     source = open_source(words.source, words.data_root)
     folder = _output_folder(words.output_dir or Path("stats") / _file_name(words.source), source)
     found = _look(source, words.max_images, words.channels or channels_of(source))
@@ -59,32 +46,20 @@ def stats(arguments: Sequence[str]) -> None:
     _draw_sheet(source, found, words.preset or _preset_for(found), folder / "contact_sheet.png")
 
 
-def _parser() -> _Parser:
-    parser = _Parser(prog="dino-ssl stats", description=SUMMARY, add_help=False, allow_abbrev=False)
+def _parser() -> Parser:
+    parser = Parser(command="stats", description=SUMMARY)
     add = parser.add_argument
     add("source", metavar="SOURCE", help="as after dino-ssl pretrain --data")
     root = PretrainConfig().data_root
     add("--data-root", type=Path, default=root, metavar="DIR", help="folder of known data sets (%(default)s)")
     add("--output-dir", type=Path, metavar="DIR", help="where the numbers, lists and picture go (stats/SOURCE)")
     most = "images to look at, spread over the set; 0 for all (%(default)s)"
-    add("--max-images", type=_count, default=10_000, metavar="N", help=most)
+    add("--max-images", type=whole(0), default=10_000, metavar="N", help=most)
     channels = "channels to convert to: 1 grey, 3 colour, any other as arrays have it (3)"
-    add("--channels", type=_positive, metavar="C", help=channels)
+    add("--channels", type=whole(1), metavar="C", help=channels)
     preset = f"whose crops are drawn (small_images where half the images have up to {SMALL_IMAGES} pixels a side)"
     add("--preset", choices=preset_names(), metavar="NAME", help=preset)
     return parser
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"'{text}' is no number from 0 on")
-    return int(text)
-
-
-def _positive(text: str) -> int:
-    if not _count(text):
-        raise argparse.ArgumentTypeError("must be 1 or more")
-    return int(text)
 
 
 def _file_name(spec: str) -> str:

@@ -1,0 +1,1 @@
+"""The commands of `dino-ssl`, a module each: parse the arguments, call, print, write."""

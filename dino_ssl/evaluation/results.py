@@ -1,0 +1,97 @@
+"""What an evaluation found, in one schema for all of them: for programs a JSON file, for people a table."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dino_ssl.durable import write_atomically
+from dino_ssl.errors import UsageError
+
+SCHEMA = 1
+Plain = str | int | float | bool | None | list["Plain"] | dict[str, "Plain"]
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One number.
+
+    Attributes:
+        metric: `knn/top1`, `linear/macro`, `davis/j_and_f`, ...
+        value: a share in [0, 1], as every accuracy, J, F and mAP is.
+        interval: 95 % bootstrap interval over the test images; None where there is none.
+        settings: what tells it from its neighbours: k, temperature, learning rate, blocks.
+    """
+
+    metric: str
+    value: float
+    interval: tuple[float, float] | None = None
+    settings: dict[str, Plain] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One protocol on one encoder.
+
+    Attributes:
+        protocol: identifier with a version that changes when a number would: `knn/1`, `davis2017/1`.
+        encoder: name, origin, digest and image transform of the encoder.
+        data: by role (train, test, bank, queries): SOURCE, fingerprint, number of images that could be read.
+        seconds: wall time.
+    """
+
+    protocol: str
+    encoder: dict[str, Plain]
+    data: dict[str, Plain]
+    measurements: list[Measurement]
+    seconds: float
+
+
+def write(path: Path, evaluations: Sequence[Evaluation]) -> None:
+    """Write them as JSON with the schema's version; never half a file."""
+    content = {"schema": SCHEMA, "evaluations": [asdict(evaluation) for evaluation in evaluations]}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, (json.dumps(content, indent=2, allow_nan=False) + "\n").encode())
+
+
+def read(path: Path) -> list[Evaluation]:
+    """What `write` wrote.
+
+    Raises:
+        UsageError: there is no such file, or it is none of ours, or of another schema.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content["schema"] != SCHEMA:
+            raise UsageError(f"{path} has schema {content['schema']}; this version reads schema {SCHEMA}")
+        return [_evaluation(entry) for entry in content["evaluations"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        if isinstance(error, UsageError):
+            raise
+        raise UsageError(f"{path} is no results file of dino-ssl ({type(error).__name__}: {error})") from error
+
+
+def _evaluation(entry: dict[str, Any]) -> Evaluation:
+    measurements = [
+        Measurement(**{**m, "interval": None if m["interval"] is None else tuple(m["interval"])})
+        for m in entry["measurements"]
+    ]
+    return Evaluation(**{**entry, "measurements": measurements})
+
+
+def table(evaluation: Evaluation) -> str:
+    """Lines for a plain terminal: the protocol and the data, then each number in percent with its interval."""
+    rows = [(_label(m), f"{100 * m.value:5.1f} %{_between(m.interval)}") for m in evaluation.measurements]
+    width = max((len(label) for label, _ in rows), default=0)
+    title = f"{evaluation.protocol}: {evaluation.encoder.get('name', '')}"
+    return "\n".join([title, *(f"  {label:<{width}}  {value}" for label, value in rows)])
+
+
+def _label(measurement: Measurement) -> str:
+    settings = " ".join(f"{name}={value}" for name, value in measurement.settings.items())
+    return f"{measurement.metric} {settings}".rstrip()
+
+
+def _between(interval: tuple[float, float] | None) -> str:
+    return "" if interval is None else f"  [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]"
