@@ -6,8 +6,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from dino_ssl import __version__
+from dino_ssl.data.sources import Source
 from dino_ssl.durable import write_atomically
 from dino_ssl.errors import UsageError
+from dino_ssl.models.encoder import Encoder
 
 SCHEMA = 1
 Plain = str | int | float | bool | None | list["Plain"] | dict[str, "Plain"]
@@ -48,9 +53,31 @@ class Evaluation:
     seconds: float
 
 
+def about(encoder: Encoder) -> dict[str, Plain]:
+    """What `Evaluation.encoder` says of it."""
+    return {
+        "name": encoder.name,
+        "origin": encoder.origin,
+        "digest": encoder.digest,
+        "size": encoder.size,
+        "center_crop": encoder.center_crop,
+        "mean": list(encoder.mean),
+        "std": list(encoder.std),
+    }
+
+
+def about_data(source: Source, num_images: int) -> dict[str, Plain]:
+    """What `Evaluation.data` says of one of its roles; `num_images` could be read and were used."""
+    return {"source": source.name, "fingerprint": source.fingerprint(), "num_images": num_images}
+
+
 def write(path: Path, evaluations: Sequence[Evaluation]) -> None:
     """Write them as JSON with the schema's version; never half a file."""
-    content = {"schema": SCHEMA, "evaluations": [asdict(evaluation) for evaluation in evaluations]}
+    content = {
+        "schema": SCHEMA,
+        "versions": {"dino_ssl": __version__, "torch": torch.__version__},
+        "evaluations": [asdict(evaluation) for evaluation in evaluations],
+    }
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, (json.dumps(content, indent=2, allow_nan=False) + "\n").encode())
 
@@ -81,17 +108,31 @@ def _evaluation(entry: dict[str, Any]) -> Evaluation:
 
 
 def table(evaluation: Evaluation) -> str:
-    """Lines for a plain terminal: the protocol and the data, then each number in percent with its interval."""
-    rows = [(_label(m), f"{100 * m.value:5.1f} %{_between(m.interval)}") for m in evaluation.measurements]
-    width = max((len(label) for label, _ in rows), default=0)
-    title = f"{evaluation.protocol}: {evaluation.encoder.get('name', '')}"
-    return "\n".join([title, *(f"  {label:<{width}}  {value}" for label, value in rows)])
+    """Lines for a plain terminal: the protocol, the encoder, the data, then each number with its interval."""
+    rows = [(label(m), percent(m.value), between(m.interval)) for m in evaluation.measurements]
+    width = max((len(row[0]) for row in rows), default=0)
+    title = f"{evaluation.protocol}: {evaluation.encoder['name']}, {data_line(evaluation)}"
+    lines = (f"  {name:<{width}}  {value:>7}  {interval}".rstrip() for name, value, interval in rows)
+    return "\n".join([title, *lines])
 
 
-def _label(measurement: Measurement) -> str:
+def data_line(evaluation: Evaluation) -> str:
+    """The data by role: `bank cifar10:train (50,000), queries cifar10:test (10,000)`."""
+    sets = ((role, value) for role, value in evaluation.data.items() if isinstance(value, dict))
+    return ", ".join(f"{role} {value['source']} ({value['num_images']:,})" for role, value in sets)
+
+
+def label(measurement: Measurement) -> str:
+    """The metric and its settings: `knn/top1 k=20 temperature=0.07`."""
     settings = " ".join(f"{name}={value}" for name, value in measurement.settings.items())
     return f"{measurement.metric} {settings}".rstrip()
 
 
-def _between(interval: tuple[float, float] | None) -> str:
-    return "" if interval is None else f"  [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]"
+def percent(value: float) -> str:
+    """A share as people read it."""
+    return f"{100 * value:.1f} %"
+
+
+def between(interval: tuple[float, float] | None) -> str:
+    """An interval as people read it, in percent; empty where there is none."""
+    return "" if interval is None else f"[{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]"
