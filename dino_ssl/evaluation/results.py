@@ -109,11 +109,15 @@ def _evaluation(entry: dict[str, Any]) -> Evaluation:
 
 def table(evaluation: Evaluation) -> str:
     """Lines for a plain terminal: the protocol, the encoder, the data, then each number with its interval."""
-    rows = [(label(m), percent(m.value), between(m.interval)) for m in evaluation.measurements]
-    width = max((len(row[0]) for row in rows), default=0)
     title = f"{evaluation.protocol}: {evaluation.encoder['name']}, {data_line(evaluation)}"
-    lines = (f"  {name:<{width}}  {value:>7}  {interval}".rstrip() for name, value, interval in rows)
-    return "\n".join([title, *lines])
+    return lines(title, [(label(m), m.value, m.interval) for m in evaluation.measurements])
+
+
+def lines(title: str, rows: Sequence[tuple[str, float, tuple[float, float] | None]]) -> str:
+    """A title, and below it names, shares and their intervals in columns."""
+    width = max((len(name) for name, _, _ in rows), default=0)
+    below = (f"  {name:<{width}}  {percent(value):>7}  {between(interval)}".rstrip() for name, value, interval in rows)
+    return "\n".join([title, *below])
 
 
 def data_line(evaluation: Evaluation) -> str:

@@ -1,5 +1,6 @@
 """What a person sees at the end of a run: a table, a picture of attention, the curve, the next step."""
 
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from dino_ssl.durable import naming
 from dino_ssl.errors import UsageError
 from dino_ssl.evaluation.attention import attention_figure, cls_attention
 from dino_ssl.evaluation.features import center_pixels, evaluating
-from dino_ssl.evaluation.report import table, write_results
+from dino_ssl.evaluation.results import Evaluation, lines, write
 from dino_ssl.models.backbone import Backbone
 from dino_ssl.training import distributed
 from dino_ssl.training.build import untrained_backbone
@@ -46,32 +47,41 @@ class Report:
 
 def final_report(run: Run) -> Report:
     """Measure the teacher and what it has to beat, draw the pictures; rank 0 works, the others wait."""
-    rows = _knn_rows(run, run.knn) if run.knn is not None else []
+    found = _knn(run, run.knn) if run.knn is not None else []
+    rows = [(str(one.encoder["name"]), one.measurements[0].value, None) for one in found]
     with naming(run.folder):
         files = _draw(run) if distributed.is_main() else []
     distributed.barrier()
     parts = []
     if run.knn is not None:
-        parts.append(table(rows, run.knn.protocol().title()))
+        parts.append(lines(run.knn.title(), rows))
         if distributed.is_main():
             with naming(run.folder):
-                write_results(run.folder / "eval" / "results.json", run.knn.protocol(), rows)
+                write(run.folder / "eval" / "results.json", found)
     parts.append("\n".join(f"{name:<18}{path}" for name, path in files))
-    return Report(run.folder, dict(rows), "\n\n".join(parts) if distributed.is_main() else "")
+    knn = {name: value for name, value, _ in rows}
+    return Report(run.folder, knn, "\n\n".join(parts) if distributed.is_main() else "")
 
 
-def _knn_rows(run: Run, knn: OnlineKnn) -> list[tuple[str, float]]:
-    rows = [
-        ("teacher, last checkpoint", knn.measure(run.method.teacher.backbone, max_images=None)),
-        (
-            "same network, untrained",
-            knn.measure(untrained_backbone(run.config).to(run.device), max_images=None),
-        ),
-    ]
-    if distributed.is_main():
-        pixels = knn.pixels()
-        rows += [("raw pixels, cosine, mean image subtracted", pixels.cosine), ("raw pixels, L2", pixels.l2)]
-    return rows
+def _knn(run: Run, knn: OnlineKnn) -> list[Evaluation]:
+    found = []
+    for name, backbone in (
+        ("teacher, last checkpoint", run.method.teacher.backbone),
+        ("same network, untrained", untrained_backbone(run.config).to(run.device)),
+    ):
+        begin = time.perf_counter()
+        top1 = knn.measure(backbone, max_images=None)
+        size = run.config.crops.global_size
+        found.append(knn.evaluation(name, top1, time.perf_counter() - begin, size=size))
+    return found + (_pixels(knn) if distributed.is_main() else [])
+
+
+def _pixels(knn: OnlineKnn) -> list[Evaluation]:
+    begin = time.perf_counter()
+    pixels = knn.pixels()
+    seconds = time.perf_counter() - begin
+    rows = (("raw pixels, cosine, mean image subtracted", pixels.cosine), ("raw pixels, L2", pixels.l2))
+    return [knn.evaluation(name, top1, seconds, size=knn.pixel_side) for name, top1 in rows]
 
 
 def _draw(run: Run) -> list[tuple[str, Path]]:

@@ -15,11 +15,12 @@ from dino_ssl.data.streams import Purpose, stream
 from dino_ssl.errors import UsageError
 from dino_ssl.evaluation.features import extract_features
 from dino_ssl.evaluation.knn import PixelBaselines, knn_accuracy, pixel_baselines
-from dino_ssl.evaluation.report import KnnProtocol
+from dino_ssl.evaluation.results import Evaluation, Measurement, about_data
 from dino_ssl.training import distributed
 
 # Pixels of larger images say little and fill the memory; the baseline looks at this side, in pixels, at most.
 PIXEL_SIDE = 32
+PROTOCOL = "knn/1"
 logger = logging.getLogger("dino_ssl")
 
 
@@ -53,27 +54,40 @@ class OnlineKnn:
         top1 = self._measure(backbone, max_images) if distributed.is_main() else 0.0
         return distributed.broadcast(top1)
 
+    @property
+    def pixel_side(self) -> int:
+        """Side at which raw pixels are compared."""
+        return min(PIXEL_SIDE, self.config.crops.global_size)
+
     def pixels(self) -> PixelBaselines:
         """What the pixels themselves reach, every image; on rank 0."""
-        side, channels = min(PIXEL_SIDE, self.config.crops.global_size), self.config.crops.channels
-        bank, queries = self._sets(nn.Flatten(), None, size=side, mean=(0.0,) * channels, std=(1.0,) * channels)
+        channels = self.config.crops.channels
+        bank, queries = self._sets(
+            nn.Flatten(), None, size=self.pixel_side, mean=(0.0,) * channels, std=(1.0,) * channels
+        )
         return pixel_baselines(
             bank.values, bank.labels, queries.values, queries.labels,
             k=self.config.knn.k, temperature=self.config.knn.temperature, leave_one_out=self.queries is None,
         )  # fmt: skip
 
-    def protocol(self) -> KnnProtocol:
-        """What the accuracies over every image were measured with."""
-        queries = self.queries or self.bank
-        return KnnProtocol(
-            k=self.config.knn.k,
-            temperature=self.config.knn.temperature,
-            size=self.config.crops.global_size,
-            center_crop=self.config.knn.center_crop,
-            bank=self.bank.name,
-            queries=queries.name,
-            num_bank=len(self.bank),
-            num_queries=len(queries),
+    def evaluation(self, name: str, top1: float, seconds: float, *, size: int) -> Evaluation:
+        """An accuracy over every image, with all it was measured on; `name` says of what, at `size` pixels."""
+        queries, knobs = self.queries or self.bank, self.config.knn
+        return Evaluation(
+            protocol=PROTOCOL,
+            encoder={"name": name, "size": size, "center_crop": knobs.center_crop},
+            data={role: about_data(of, len(of)) for role, of in (("bank", self.bank), ("queries", queries))},
+            measurements=[Measurement("knn/top1", top1, settings={"k": knobs.k, "temperature": knobs.temperature})],
+            seconds=seconds,
+        )
+
+    def title(self) -> str:
+        """One line for the head of a table."""
+        queries, knobs = self.queries or self.bank, self.config.knn
+        left_out = "" if self.queries else ", each left out in turn"
+        return (
+            f"k-NN accuracy, k = {knobs.k}, T = {knobs.temperature:g}: "
+            f"{len(queries):,} images of {queries.name}{left_out}"
         )
 
     def _measure(self, backbone: nn.Module, max_images: int | None) -> float:
