@@ -15,12 +15,12 @@ from dino_ssl.data.streams import Purpose, stream
 from dino_ssl.errors import UsageError
 from dino_ssl.evaluation.features import extract_features
 from dino_ssl.evaluation.knn import PixelBaselines, knn_accuracy, pixel_baselines
+from dino_ssl.evaluation.protocols import KNN
 from dino_ssl.evaluation.results import Evaluation, Measurement, about_data
 from dino_ssl.training import distributed
 
 # Pixels of larger images say little and fill the memory; the baseline looks at this side, in pixels, at most.
 PIXEL_SIDE = 32
-PROTOCOL = "knn/1"
 logger = logging.getLogger("dino_ssl")
 
 
@@ -74,7 +74,7 @@ class OnlineKnn:
         """An accuracy over every image, with all it was measured on; `name` says of what, at `size` pixels."""
         queries, knobs = self.queries or self.bank, self.config.knn
         return Evaluation(
-            protocol=PROTOCOL,
+            protocol=KNN,
             encoder={"name": name, "size": size, "center_crop": knobs.center_crop},
             data={role: about_data(of, len(of)) for role, of in (("bank", self.bank), ("queries", queries))},
             measurements=[Measurement("knn/top1", top1, settings={"k": knobs.k, "temperature": knobs.temperature})],

@@ -1,0 +1,28 @@
+"""What each protocol identifier stands for, in a sentence or two that belong beside its numbers.
+
+The number behind the slash changes whenever the same features would give another result.
+"""
+
+KNN = "knn/1"
+LINEAR_ORIGINAL = "linear_original/1"
+LINEAR_GRID = "linear_grid/1"
+LOGISTIC = "logistic/1"
+DAVIS = "davis2017/1"
+REVISITED = "revisited/1"
+COPYDAYS = "copydays/1"
+
+MEANING = {
+    KNN: "Weighted k-nearest neighbours on frozen features: cosine similarity s, votes exp(s / T); top-1 and top-5 of "
+    "the test images (Wu et al. 2018; DINO's evaluation).",
+    LINEAR_ORIGINAL: "A linear classifier on frozen features as in the DINO paper: random resized crops and flips, "
+    "SGD with a cosine over 100 epochs; the accuracy after the last epoch, never the best on test.",
+    LINEAR_GRID: "Linear classifiers on frozen features of centre crops, one for each learning rate and choice of "
+    "features, trained at once; the one that is best on a held-out part of the training set is measured on test.",
+    LOGISTIC: "Multinomial logistic regression on frozen features (scikit-learn's), its strength chosen on a held-out "
+    "part of the training set.",
+    DAVIS: "Masks of the first frame carried through a video by similarity of patch features alone (DAVIS 2017, "
+    "semi-supervised): region similarity J, contour accuracy F, and their mean.",
+    REVISITED: "Landmark retrieval by cosine similarity on revisited Oxford or Paris (Radenovic et al. 2018): mean "
+    "average precision, without and with hard images.",
+    COPYDAYS: "Copy detection on the strongly altered images of Copydays among distractors: mean average precision.",
+}
