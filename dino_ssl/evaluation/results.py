@@ -44,6 +44,7 @@ class Evaluation:
         encoder: name, origin, digest and image transform of the encoder.
         data: by role (train, test, bank, queries): SOURCE, fingerprint, number of images that could be read.
         seconds: wall time.
+        details: what is too long for a table: accuracies by class, a whole grid.
     """
 
     protocol: str
@@ -51,6 +52,7 @@ class Evaluation:
     data: dict[str, Plain]
     measurements: list[Measurement]
     seconds: float
+    details: dict[str, Plain] = field(default_factory=dict)
 
 
 def about(encoder: Encoder) -> dict[str, Plain]:
