@@ -1,9 +1,16 @@
 """The options that every evaluation has, with one spelling and one meaning."""
 
+from argparse import Namespace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dino_ssl.commands.parsing import Parser, real, whole
 from dino_ssl.config import PretrainConfig
+
+if TYPE_CHECKING:  # torch takes seconds, for which help and mistakes should not wait
+    import torch
+
+    from dino_ssl.models.encoder import Encoder
 
 
 def add_weights(parser: Parser) -> None:
@@ -39,3 +46,34 @@ def add_data_root(parser: Parser) -> None:
 def add_output(parser: Parser) -> None:
     """--output."""
     parser.add_argument("--output", type=Path, metavar="FILE.json", help="also write the numbers as JSON")
+
+
+def encoder_of(words: Namespace) -> "Encoder":
+    """The encoder that the options of `add_weights` ask for; prints what matched.
+
+    Raises:
+        UsageError: see `load_encoder`.
+    """
+    from dino_ssl.models.weights import load_encoder  # noqa: PLC0415
+
+    encoder = load_encoder(
+        words.weights,
+        key=words.key,
+        arch=words.arch,
+        patch_size=words.patch_size,
+        size=words.size,
+        center_crop=words.center_crop,
+    )
+    print(f"{encoder.name} from {encoder.origin}: {encoder.report}")
+    return encoder
+
+
+def device_of(words: Namespace) -> "torch.device":
+    """The device that the options of `add_device` ask for.
+
+    Raises:
+        UsageError: CUDA is asked for and not there.
+    """
+    from dino_ssl.training.distributed import device_kind, local_device  # noqa: PLC0415
+
+    return local_device(device_kind(words.device))

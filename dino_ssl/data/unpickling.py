@@ -58,7 +58,8 @@ def _from_buffer(buffer: bytes | bytearray, dtype: Any, shape: Any, order: Any) 
     return np.frombuffer(buffer, dtype).reshape(shape, order=order)
 
 
-def _scalar(dtype: Any, raw: bytes) -> Any:
+def scalar(dtype: Any, raw: bytes) -> Any:
+    """A number of numpy from its bytes."""
     return np.frombuffer(raw, dtype)[0]
 
 
@@ -66,7 +67,7 @@ _CONSTRUCTORS: dict[tuple[str, str], Callable[..., Any]] = {
     ("numpy", "ndarray"): np.ndarray,
     ("numpy", "dtype"): np.dtype,
     ("numpy.core.multiarray", "_reconstruct"): np.empty(0).__reduce__()[0],  # type: ignore[dict-item]
-    ("numpy.core.multiarray", "scalar"): _scalar,
+    ("numpy.core.multiarray", "scalar"): scalar,
     ("numpy.core.numeric", "_frombuffer"): _from_buffer,
     ("_codecs", "encode"): _latin1,
 }

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from dino_ssl.errors import UsageError
 from dino_ssl.models.attention_map import AttentionMap
+from dino_ssl.models.block_features import BlockFeatures
 from dino_ssl.models.resnet import LAYOUTS, ResNet
 from dino_ssl.models.timm_adapter import TimmBackbone
 from dino_ssl.models.vit import VisionTransformer
@@ -30,11 +31,16 @@ class Backbone(Protocol):
     """
 
     embed_dim: int
+    num_blocks: int
+    """Blocks whose features `last_blocks` gives; 1 where only the last feature map is to be had."""
 
     def __call__(self, images: Float[Tensor, "b c x y"]) -> Float[Tensor, "b d"]: ...
 
     def patch_features(self, images: Float[Tensor, "b c x y"]) -> Float[Tensor, "b d h w"]:
         """Features on a grid of patches (or of the last stage)."""
+
+    def last_blocks(self, images: Float[Tensor, "b c x y"], n: int) -> list[BlockFeatures]:
+        """Features of the last n blocks, earliest first, each after the final norm; UsageError where n > num_blocks."""
 
     def attention(self, images: Float[Tensor, "b c x y"], block: int = -1) -> AttentionMap:
         """Attention of a block; UsageError if the architecture has none to show."""

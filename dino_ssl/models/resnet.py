@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from dino_ssl.errors import UsageError
 from dino_ssl.models.attention_map import AttentionMap
+from dino_ssl.models.block_features import BlockFeatures, only_block
 
 LAYOUTS: dict[str, dict[str, Any]] = {
     "resnet18": {"block": BasicBlock, "layers": (2, 2, 2, 2)},
@@ -32,6 +33,7 @@ class ResNet(TimmResNet):  # type: ignore[misc]
         )
         self.name = name
         self.embed_dim: int = self.num_features
+        self.num_blocks = 1
         if small_stem:
             self.conv1 = nn.Conv2d(in_chans, 64, 3, stride=1, padding=1, bias=False)
             self.maxpool = nn.Identity()
@@ -40,6 +42,10 @@ class ResNet(TimmResNet):  # type: ignore[misc]
     def patch_features(self, images: Float[Tensor, "b c x y"]) -> Float[Tensor, "b d h w"]:
         """The last stage before pooling."""
         return self.forward_features(images)  # type: ignore[no-any-return]
+
+    def last_blocks(self, images: Float[Tensor, "b c x y"], n: int) -> list[BlockFeatures]:
+        """The last stage, averaged and as it is."""
+        return only_block(self.name, n, self.patch_features(images))
 
     def attention(self, images: Float[Tensor, "b c x y"], block: int = -1) -> AttentionMap:
         raise UsageError(f"{self.name} has no attention to show; ViTs have")

@@ -2,14 +2,19 @@
 
 import difflib
 import inspect
+from collections.abc import Mapping
+from typing import Any
 
 import timm
 import torch
 from jaxtyping import Float
+from timm.models.vision_transformer import Attention
+from timm.models.vision_transformer import VisionTransformer as TimmVisionTransformer
 from torch import Tensor, nn
 
 from dino_ssl.errors import UsageError
 from dino_ssl.models.attention_map import AttentionMap
+from dino_ssl.models.block_features import BlockFeatures, only_block
 
 
 class TimmBackbone(nn.Module):
@@ -18,11 +23,20 @@ class TimmBackbone(nn.Module):
     Args:
         name: timm's name, without prefix.
         image_size: side for which size-bound models are built, pixels.
+        options: further arguments of timm's constructor, as a `config.json` of timm keeps them.
     Raises:
         UsageError: timm has no model of that name, or it does not take images of that size.
     """
 
-    def __init__(self, name: str, *, image_size: int, drop_path: float = 0.0, in_chans: int = 3) -> None:
+    def __init__(
+        self,
+        name: str,
+        *,
+        image_size: int,
+        drop_path: float = 0.0,
+        in_chans: int = 3,
+        options: Mapping[str, Any] | None = None,
+    ) -> None:
         super().__init__()
         if not timm.is_model(name):
             near = difflib.get_close_matches(name, timm.list_models(), n=3)
@@ -31,28 +45,73 @@ class TimmBackbone(nn.Module):
         self.name = name
         wished = {"img_size": image_size, "dynamic_img_size": True, "drop_path_rate": drop_path}
         accepted = _constructor_arguments(name)
-        options = {key: value for key, value in wished.items() if key in accepted}
+        settings = {key: value for key, value in wished.items() if key in accepted} | dict(options or {})
         try:
-            self.model = timm.create_model(name, pretrained=False, num_classes=0, in_chans=in_chans, **options)
+            self.model = timm.create_model(name, pretrained=False, num_classes=0, in_chans=in_chans, **settings)
             self.embed_dim = _output_dim(self.model, image_size, in_chans)
         except (RuntimeError, AssertionError, ValueError) as reason:
             raise UsageError(
                 f"crops.global_size={image_size} does not go through model.name=timm/{name} ({reason}); write a size "
                 "that does, or choose a backbone that takes any size, such as resnet18"
             ) from reason
+        self._is_vit = isinstance(self.model, TimmVisionTransformer)
 
     def forward(self, images: Float[Tensor, "b c x y"]) -> Float[Tensor, "b d"]:
         return self.model(images)  # type: ignore[no-any-return]
 
+    @property
+    def num_blocks(self) -> int:
+        """Of a ViT all its blocks; of other models the last feature map counts as one."""
+        return len(self.model.blocks) if self._is_vit else 1
+
     def patch_features(self, images: Float[Tensor, "b c x y"]) -> Float[Tensor, "b d h w"]:
         """The last feature map; only for models whose features lie on a grid."""
+        if self._is_vit:
+            return self.last_blocks(images, 1)[0].patches
         features = self.model.forward_features(images)
         if features.ndim != 4 or features.shape[1] != self.model.num_features:
             raise UsageError(f"timm/{self.name} gives features of shape {tuple(features.shape)}, not [B, D, h, w]")
         return features  # type: ignore[no-any-return]
 
+    def last_blocks(self, images: Float[Tensor, "b c x y"], n: int) -> list[BlockFeatures]:
+        """Of a ViT each block's class token (the mean over patches if it has none) and patches."""
+        if not self._is_vit:
+            return only_block(f"timm/{self.name}", n, self.patch_features(images))
+        if not 1 <= n <= self.num_blocks:
+            raise UsageError(f"blocks={n} must lie in 1 to {self.num_blocks}, the blocks of timm/{self.name}")
+        found = self.model.forward_intermediates(
+            images, indices=n, norm=True, return_prefix_tokens=True, intermediates_only=True
+        )
+        if not self.model.num_prefix_tokens:
+            return [BlockFeatures(patches.mean((2, 3)), patches) for patches in found]
+        return [BlockFeatures(prefix[:, 0], patches) for patches, prefix in found]
+
     def attention(self, images: Float[Tensor, "b c x y"], block: int = -1) -> AttentionMap:
-        raise UsageError(f"timm/{self.name} does not show its attention here; vit_tiny, vit_small and vit_base do")
+        """What a block of a plain ViT attends to, recomputed because fused attention never stores it."""
+        index = self._checked(block)
+        chosen = self.model.blocks[index]
+        tokens = chosen.norm1(self._tokens(images, index))
+        qkv = chosen.attn.qkv(tokens).unflatten(-1, (3, chosen.attn.num_heads, -1))
+        query, key, _ = qkv.permute(2, 0, 3, 1, 4)
+        query, key = chosen.attn.q_norm(query), chosen.attn.k_norm(key)
+        grid = self.model.patch_embed.dynamic_feat_size(images.shape[-2:])
+        return AttentionMap(query * chosen.attn.scale, key, grid, self.model.num_prefix_tokens)
+
+    def _checked(self, block: int) -> int:
+        """The block, counted from the first."""
+        if not self._is_vit or not all(type(block.attn) is Attention for block in self.model.blocks):
+            raise UsageError(f"timm/{self.name} does not show its attention here; plain ViTs such as vit_small do")
+        if not -self.num_blocks <= block < self.num_blocks:
+            raise UsageError(f"block={block} must lie in 0 to {self.num_blocks - 1}, or count from the last as -1")
+        return block % self.num_blocks
+
+    def _tokens(self, images: Float[Tensor, "b c x y"], num_blocks: int) -> Float[Tensor, "b t d"]:
+        """All tokens before a block, by timm's own steps."""
+        model = self.model
+        tokens = model.norm_pre(model.patch_drop(model._pos_embed(model.patch_embed(images))))
+        for block in model.blocks[:num_blocks]:
+            tokens = block(tokens)
+        return tokens  # type: ignore[no-any-return]
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         self.model.set_grad_checkpointing(enable)

@@ -1,4 +1,4 @@
-"""Vision Transformer with the parameter names and the position rule of the released DINO weights.
+"""Vision Transformer with the parameter names and the position rules of the released DINO, iBOT and DINOv2 weights.
 
 Sizes: b images, n patches (h rows, w columns), d dimensions.
 """
@@ -16,24 +16,37 @@ from torch.nn import functional as F
 from torch.nn.init import trunc_normal_
 from torch.utils.checkpoint import checkpoint
 
+from dino_ssl.errors import UsageError
 from dino_ssl.models.attention_map import AttentionMap
+from dino_ssl.models.block_features import BlockFeatures
+from dino_ssl.models.swiglu import SwiGLU
+
+MLP_RATIO = 4
 
 
-def interpolate_positions(positions: Float[Tensor, "1 n d"], height: int, width: int) -> Float[Tensor, "1 m d"]:
+def interpolate_positions(
+    positions: Float[Tensor, "1 n d"], height: int, width: int, *, antialias: bool = False
+) -> Float[Tensor, "1 m d"]:
     """Resample a square table of position embeddings to a grid of `height` x `width` patches.
 
     The original passes PyTorch a scale factor that is 0.1 patch too large, so that rounding never loses a
     patch; the sampling points shift with it, and the released weights were trained that way. Giving the size
     instead changes a 96-pixel crop's table by as much as its standard deviation.
 
-    Source: facebookresearch/dino, `interpolate_pos_encoding`.
+    Args:
+        antialias: the rule of timm and of DINOv2 with registers: PyTorch gets the size itself, and filters.
+    Source: facebookresearch/dino, `interpolate_pos_encoding` (DINOv2 without registers does the same);
+    facebookresearch/dinov2, `hub/backbones.py`; timm, `resample_abs_pos_embed`.
     """
     side = round(positions.shape[1] ** 0.5)
     if (height, width) == (side, side):
         return positions
     table = positions.reshape(1, side, side, -1).permute(0, 3, 1, 2)
-    scale = ((height + 0.1) / side, (width + 0.1) / side)
-    table = F.interpolate(table, scale_factor=scale, mode="bicubic", align_corners=False)
+    if antialias:
+        table = F.interpolate(table, size=(height, width), mode="bicubic", align_corners=False, antialias=True)
+    else:
+        scale = ((height + 0.1) / side, (width + 0.1) / side)
+        table = F.interpolate(table, scale_factor=scale, mode="bicubic", align_corners=False)
     assert table.shape[-2:] == (height, width)
     return table.flatten(2).transpose(1, 2)
 
@@ -45,8 +58,27 @@ class TransformerBlock(Block):  # type: ignore[misc]  # timm has no types
     would need graphs of its own.
     """
 
-    def __init__(self, dim: int, num_heads: int, *, drop_path: float, norm_layer: Callable[..., nn.Module]) -> None:
-        super().__init__(dim, num_heads, qkv_bias=True, drop_path=drop_path, norm_layer=norm_layer)
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        *,
+        drop_path: float,
+        norm_layer: Callable[..., nn.Module],
+        layer_scale: float | None = None,
+        swiglu: bool = False,
+    ) -> None:
+        super().__init__(
+            dim,
+            num_heads,
+            MLP_RATIO,
+            qkv_bias=True,
+            drop_path=drop_path,
+            norm_layer=norm_layer,
+            init_values=layer_scale,
+        )
+        if swiglu:
+            self.mlp = SwiGLU(dim, MLP_RATIO * dim)
         self.keep_probability = 1 - drop_path
 
     def branch_scales(self, tokens: Float[Tensor, "b t d"]) -> Float[Tensor, "2 b 1 1"]:
@@ -71,8 +103,9 @@ class TransformerBlock(Block):  # type: ignore[misc]  # timm has no types
             attended, tokens = self._class_attention(normed), tokens[:, :1]
         else:
             attended = self.attn(normed)
+        attended = self.ls1(attended)
         tokens = tokens + (attended if scales is None else attended * scales[0])
-        widened: Tensor = self.mlp(self.norm2(tokens))
+        widened: Tensor = self.ls2(self.mlp(self.norm2(tokens)))
         return tokens + (widened if scales is None else widened * scales[1])
 
     def _class_attention(self, tokens: Float[Tensor, "b t d"]) -> Float[Tensor, "b 1 d"]:
@@ -95,6 +128,10 @@ class VisionTransformer(nn.Module):
         image_size: side for which the position table is made, pixels; other sizes interpolate it.
         patch_size: pixels; divides `image_size`.
         drop_path: stochastic depth of the last block; the others rise linearly to it.
+        num_registers: tokens without a meaning between the class token and the patches (arXiv:2309.16588).
+        layer_scale: what a learnt factor per channel starts at on every branch (arXiv:2103.17239); None: there is none.
+        swiglu: SwiGLU in place of the MLP.
+        antialias_positions: by which rule positions are interpolated, see `interpolate_positions`.
     """
 
     def __init__(
@@ -107,19 +144,30 @@ class VisionTransformer(nn.Module):
         num_heads: int,
         drop_path: float = 0.0,
         in_chans: int = 3,
+        num_registers: int = 0,
+        layer_scale: float | None = None,
+        swiglu: bool = False,
+        antialias_positions: bool = False,
     ) -> None:
         super().__init__()
         self.embed_dim = embed_dim
+        self.num_blocks = depth
+        self.num_prefix_tokens = 1 + num_registers
+        self.antialias_positions = antialias_positions
         self.patch_size = patch_size
         self.drop_path = drop_path
         self.grad_checkpointing = False
         self.patch_embed = PatchEmbed(image_size, patch_size, in_chans, embed_dim, strict_img_size=False)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + (image_size // patch_size) ** 2, embed_dim))
+        self.register_tokens = nn.Parameter(torch.zeros(1, num_registers, embed_dim)) if num_registers else None
         norm = partial(nn.LayerNorm, eps=1e-6)
         rates = [drop_path * block / (depth - 1) for block in range(depth)]
         self.blocks = nn.ModuleList(
-            TransformerBlock(embed_dim, num_heads, drop_path=rate, norm_layer=norm) for rate in rates
+            TransformerBlock(
+                embed_dim, num_heads, drop_path=rate, norm_layer=norm, layer_scale=layer_scale, swiglu=swiglu
+            )
+            for rate in rates
         )
         self.norm = norm(embed_dim)
         self._init_weights()
@@ -128,6 +176,8 @@ class VisionTransformer(nn.Module):
         """Truncated normals of std 0.02; the patch convolution keeps PyTorch's default, as in the original."""
         trunc_normal_(self.pos_embed, std=0.02)
         trunc_normal_(self.cls_token, std=0.02)
+        if self.register_tokens is not None:
+            trunc_normal_(self.register_tokens, std=0.02)
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 trunc_normal_(module.weight, std=0.02)
@@ -141,18 +191,34 @@ class VisionTransformer(nn.Module):
 
     def patch_features(self, images: Float[Tensor, "b c x y"]) -> Float[Tensor, "b d h w"]:
         """The normalised patch tokens on their grid."""
-        patches: Tensor = self.norm(self._encode(images, len(self.blocks)))[:, 1:].transpose(1, 2)
-        return patches.reshape(*patches.shape[:2], *self.grid(images))
+        return self.last_blocks(images, 1)[0].patches
+
+    def last_blocks(self, images: Float[Tensor, "b c x y"], n: int) -> list[BlockFeatures]:
+        """Class token and patch tokens after each of the last n blocks, normalised by the final norm."""
+        if not 1 <= n <= self.num_blocks:
+            raise UsageError(f"blocks={n} must lie in 1 to {self.num_blocks}, the blocks of this network")
+        tokens, found = self._encode(images, self.num_blocks - n), []
+        for block in self.blocks[self.num_blocks - n :]:
+            tokens = self._run(block, tokens)
+            found.append(self._features(tokens, self.grid(images)))
+        return found
+
+    def _features(self, tokens: Float[Tensor, "b t d"], grid: tuple[int, int]) -> BlockFeatures:
+        normed = self.norm(tokens)
+        patches = normed[:, self.num_prefix_tokens :].transpose(1, 2)
+        return BlockFeatures(normed[:, 0], patches.unflatten(2, grid))
 
     def attention(self, images: Float[Tensor, "b c x y"], block: int = -1) -> AttentionMap:
         """What a block attends to, recomputed because fused attention never stores it."""
-        index = range(len(self.blocks))[block]
+        if not -self.num_blocks <= block < self.num_blocks:
+            raise UsageError(f"block={block} must lie in 0 to {self.num_blocks - 1}, or count from the last as -1")
+        index = block % self.num_blocks
         chosen = self.blocks[index]
         assert isinstance(chosen, TransformerBlock)
         tokens = chosen.norm1(self._encode(images, index))
         qkv = chosen.attn.qkv(tokens).unflatten(-1, (3, chosen.attn.num_heads, -1))
         query, key, _ = qkv.permute(2, 0, 3, 1, 4)
-        return AttentionMap(query * chosen.attn.scale, key, self.grid(images), num_prefix_tokens=1)
+        return AttentionMap(query * chosen.attn.scale, key, self.grid(images), self.num_prefix_tokens)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute every block in the backward pass instead of storing its activations."""
@@ -193,6 +259,8 @@ class VisionTransformer(nn.Module):
     def _tokens(self, images: Float[Tensor, "b c x y"]) -> Float[Tensor, "b t d"]:
         patches = self.patch_embed(images)
         cls_position, positions = self.pos_embed[:, :1], self.pos_embed[:, 1:]
-        patches = patches + interpolate_positions(positions, *self.grid(images))
-        cls_token = (self.cls_token + cls_position).expand(len(images), -1, -1)
-        return torch.cat((cls_token, patches), dim=1)
+        patches = patches + interpolate_positions(positions, *self.grid(images), antialias=self.antialias_positions)
+        prefix = self.cls_token + cls_position
+        if self.register_tokens is not None:
+            prefix = torch.cat((prefix, self.register_tokens), dim=1)
+        return torch.cat((prefix.expand(len(images), -1, -1), patches), dim=1)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 from torch.nn.parallel import DistributedDataParallel
 
+from dino_ssl.errors import UsageError
 from dino_ssl.training.ranks import Placement, placement
 from dino_ssl.training.rendezvous import SECONDS_TO_START, announce, follow, meeting_file, withdraw
 
@@ -70,6 +71,17 @@ def _store(host: str, port: int, here: Placement) -> TCPStore:
     """Rank 0 listens, with port 0 on a free one, which the system chooses; the others connect."""
     wait = timedelta(seconds=SECONDS_TO_START)
     return TCPStore(host, port, here.world_size, here.rank == 0, timeout=wait, wait_for_workers=False)
+
+
+def device_kind(device: str) -> str:
+    """cpu or cuda, where `auto` takes CUDA if there is one.
+
+    Raises:
+        UsageError: CUDA is asked for and not there.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UsageError("device=cuda, but PyTorch finds no GPU; write --device cpu, or install PyTorch with CUDA")
+    return "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
 
 
 def local_device(kind: str) -> torch.device:

@@ -56,9 +56,11 @@ def check_environment(config: PretrainConfig) -> torch.device:
         UsageError: every mistake of the configuration, and a device that is not there.
     """
     problems = check(config)
-    if config.device == "cuda" and not torch.cuda.is_available():
-        problems.append("device=cuda, but PyTorch finds no GPU; write --device cpu, or install PyTorch with CUDA")
-    kind = "cuda" if config.device == "auto" and torch.cuda.is_available() else config.device.replace("auto", "cpu")
+    kind = "cpu"
+    try:
+        kind = distributed.device_kind(config.device)
+    except UsageError as error:
+        problems += error.problems
     if config.precision == "fp16" and kind != "cuda":
         problems.append("precision=fp16 needs a GPU; write --precision bf16 or --precision fp32")
     problems += missing_extras(tensorboard=config.log.tensorboard, wandb=config.log.wandb)

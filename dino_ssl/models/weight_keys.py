@@ -1,0 +1,221 @@
+"""Which network a file's tensors are of, told by their names and shapes alone."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from math import isqrt
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from dino_ssl.errors import UsageError
+from dino_ssl.models.backbone import VIT_SIZES
+
+Tensors = dict[str, Tensor]
+Key = str
+"""teacher or student."""
+
+WRAPPERS = ("module.", "_orig_mod.", "backbone.")
+BACKBONE = "backbone."
+CONTAINERS = ("state_dict", "model")
+NOT_OF_THE_BACKBONE = ("head", "fc", "classifier", "dino_head", "ibot_head", "mask_token", "masked_embed")
+"""First parts of names that may be left out: projection and classification heads, and tokens for masked patches."""
+
+LARGER_VITS = {"vit_large": (1024, 24, 16), "vit_giant": (1536, 40, 24)}
+DINOV2_SIZES = {(384, 12): "s", (768, 12): "b", (1024, 24): "l", (1536, 40): "g"}
+RESNETS: dict[tuple[str, tuple[int, ...]], str] = {
+    ("conv2", (2, 2, 2, 2)): "resnet18",
+    ("conv2", (3, 4, 6, 3)): "timm/resnet34",
+    ("conv3", (3, 4, 6, 3)): "resnet50",
+    ("conv3", (3, 4, 23, 3)): "timm/resnet101",
+    ("conv3", (3, 8, 36, 3)): "timm/resnet152",
+}
+HEAD_DIM = 64
+"""Dimensions of a head in every released ViT of these families."""
+
+
+@dataclass(frozen=True)
+class Network:
+    """One network of a file.
+
+    Attributes:
+        tensors: of the backbone, by its own names; in files without a `backbone.` perhaps of a head as well.
+        key: teacher or student; empty where the file holds one network only.
+        outside: names of what stands beside the backbone.
+    """
+
+    tensors: Tensors
+    key: str
+    outside: list[str]
+
+
+@dataclass(frozen=True)
+class Recognised:
+    """What the names say.
+
+    Attributes:
+        family: dino, ibot, dinov2, timm, torchvision.
+        name: of the architecture, for people.
+        arch: a name for `build_backbone`; empty for ViTs, which `options` describe.
+        options: arguments of `VisionTransformer` or of `build_backbone`.
+    """
+
+    family: str
+    name: str
+    arch: str
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+def network_in(content: dict[str, Any], key: Key, path: Path) -> Network:
+    """The backbone that a file holds under `key`, or its only one.
+
+    Raises:
+        UsageError: it has no such network, or no tensors.
+    """
+    tensors, key = _chosen(content, key, path)
+    named = {_without_wrappers(name): name for name in tensors}
+    inside = {short for short, name in named.items() if _is_inside(name)} or set(named)
+    backbone = {_joined_chunks(short): tensors[named[short]] for short in inside}
+    return Network(backbone, key, sorted(set(named) - inside))
+
+
+def may_be_left_out(name: str) -> bool:
+    """Whether a name that the backbone has no use for is one of `NOT_OF_THE_BACKBONE`."""
+    return _group(name) in NOT_OF_THE_BACKBONE
+
+
+def _chosen(content: dict[str, Any], key: Key, path: Path) -> tuple[Tensors, str]:
+    if both := [name for name in ("teacher", "student") if isinstance(content.get(name), dict)]:
+        if key not in both:
+            raise UsageError(f"{path} has no {key}; write --key {both[0]}")
+        return _only_tensors(content[key], path), key
+    if key == "student":
+        raise UsageError(f"{path} holds one network, not a teacher and a student; leave --key out")
+    inner = next((content[name] for name in CONTAINERS if isinstance(content.get(name), dict)), content)
+    return _only_tensors(inner, path), ""
+
+
+def _only_tensors(state: dict[str, Any], path: Path) -> Tensors:
+    tensors = {str(name): value for name, value in state.items() if isinstance(value, Tensor)}
+    if not tensors:
+        found = ", ".join(map(str, list(state)[:5]))
+        raise UsageError(f"{path} holds no weights by name, but {found}; write the path of a checkpoint")
+    return tensors
+
+
+def _without_wrappers(name: str) -> str:
+    """The name without what wrappers put before it; what stands inside of it is its own."""
+    while wrapper := next((w for w in WRAPPERS if name.startswith(w)), None):
+        name = name.removeprefix(wrapper)
+    return name
+
+
+def _is_inside(name: str) -> bool:
+    return BACKBONE in name[: len(name) - len(_without_wrappers(name))]
+
+
+def _joined_chunks(name: str) -> str:
+    """`blocks.3.norm1.weight` of `blocks.0.3.norm1.weight`, as DINOv2 trains in chunks that count through."""
+    parts = name.split(".")
+    if parts[0] == "blocks" and len(parts) > 3 and parts[1].isdecimal() and parts[2].isdecimal():
+        del parts[1]
+    return ".".join(parts)
+
+
+def _group(name: str) -> str:
+    return name.partition(".")[0]
+
+
+def groups(names: Iterable[str]) -> list[str]:
+    """`head.*` for all names below `head`, others whole; sorted."""
+    return sorted({f"{_group(name)}.*" if "." in name else name for name in names})
+
+
+def recognise(network: Network, path: Path) -> Recognised:
+    """Family, architecture and sizes.
+
+    Raises:
+        UsageError: the names are of no known family.
+    """
+    names = network.tensors
+    if is_vit(network):
+        return _vit(network, path)
+    if {"conv1.weight", "layer1.0.conv1.weight", "layer4.0.conv1.weight"} <= names.keys():
+        return _resnet(names, path)
+    raise _unknown(names, path)
+
+
+def is_vit(network: Network) -> bool:
+    return {"cls_token", "pos_embed", "patch_embed.proj.weight", "blocks.0.attn.qkv.weight"} <= network.tensors.keys()
+
+
+def _unknown(names: Iterable[str], path: Path) -> UsageError:
+    some = ", ".join(sorted(names)[:5])
+    return UsageError(
+        f"{path} holds tensors of no known network ({some}, ...); known are the ViTs of dino, ibot, dinov2 and timm, "
+        "and ResNets; of another network of timm write the name, as --arch timm/NAME"
+    )
+
+
+def _resnet(names: Tensors, path: Path) -> Recognised:
+    layers = tuple(1 + max(_numbers(names, f"layer{stage}.")) for stage in (1, 2, 3, 4))
+    last = "conv3" if "layer1.0.conv3.weight" in names else "conv2"
+    arch = RESNETS.get((last, layers))
+    if arch is None:
+        raise _unknown(names, path)
+    stem = names["conv1.weight"]
+    options = {"in_chans": stem.shape[1]} | ({"small_stem": True} if stem.shape[-1] == 3 else {})
+    return Recognised("torchvision", arch.removeprefix("timm/"), arch, options)
+
+
+def _vit(network: Network, path: Path) -> Recognised:
+    names = network.tensors
+    if odd := {"fc_norm.weight", "reg_token", "norm_pre.weight"} & names.keys():
+        raise UsageError(f"{path} is a ViT as timm alone has them ({', '.join(odd)}); write its name, --arch timm/NAME")
+    options = vit_options(names)
+    family = _family_of_vit(network)
+    options["antialias_positions"] = family == "timm" or options["num_registers"] > 0
+    return Recognised(family, _vit_name(family, options), "", options)
+
+
+def _family_of_vit(network: Network) -> str:
+    names = network.tensors
+    if {"register_tokens", "blocks.0.ls1.gamma", "blocks.0.mlp.w12.weight"} & names.keys():
+        return "dinov2"
+    if "masked_embed" in names:
+        return "ibot"
+    # A classifier of its own layer; dino's heads are perceptrons, `head.mlp.0.weight`.
+    return "timm" if "head.weight" in names else "dino"
+
+
+def vit_options(names: Tensors) -> dict[str, Any]:
+    """Arguments of `VisionTransformer` that the shapes of a ViT's tensors give."""
+    patch = names["patch_embed.proj.weight"]
+    dim, patch_size = patch.shape[0], patch.shape[-1]
+    positions = names["pos_embed"].shape[1] - 1
+    registers = names["register_tokens"].shape[1] if "register_tokens" in names else 0
+    return {
+        "image_size": isqrt(positions) * patch_size,
+        "patch_size": patch_size,
+        "in_chans": patch.shape[1],
+        "embed_dim": dim,
+        "depth": 1 + max(_numbers(names, "blocks.")),
+        "num_heads": max(1, dim // HEAD_DIM),
+        "num_registers": registers,
+        "layer_scale": 1.0 if "blocks.0.ls1.gamma" in names else None,
+        "swiglu": "blocks.0.mlp.w12.weight" in names,
+    }
+
+
+def _numbers(names: Iterable[str], prefix: str) -> list[int]:
+    """The numbers that follow `prefix` in the names."""
+    parts = (name.removeprefix(prefix).partition(".")[0] for name in names if name.startswith(prefix))
+    return [int(part) for part in parts if part.isdecimal()]
+
+
+def _vit_name(family: str, options: dict[str, Any]) -> str:
+    size, patch_size = (options["embed_dim"], options["depth"]), options["patch_size"]
+    if family == "dinov2" and size in DINOV2_SIZES:
+        return f"dinov2_vit{DINOV2_SIZES[size]}{patch_size}" + ("_reg" if options["num_registers"] else "")
+    sizes = {(dim, depth): name for name, (dim, depth, _) in {**VIT_SIZES, **LARGER_VITS}.items()}
+    return f"{sizes.get(size, f'vit_{size[0]}x{size[1]}')}/{patch_size}"
