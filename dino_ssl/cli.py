@@ -18,6 +18,7 @@ COMMANDS = {
     "pretrain": "train a backbone on images without labels",
     "stats": "look at a data set: numbers, broken and duplicate images, a picture of its crops",
     "pack": "write a data set as tar shards",
+    "collect": "take the results of evaluation jobs into a run's journal",
     "compare": "print the numbers of several runs side by side",
 }
 OVERVIEW = f"""\

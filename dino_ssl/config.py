@@ -11,6 +11,7 @@ from typing import Literal
 Compat = Literal["none", "dino"]
 Device = Literal["auto", "cpu", "cuda"]
 OptimizerName = Literal["adamw", "sgd", "lars"]
+EvaluationName = Literal["knn", "linear"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Renderer = Literal["fused", "pil", "device"]
 
@@ -158,6 +159,18 @@ class Knn:
 
 
 @dataclass(frozen=True)
+class Evaluate:
+    """Evaluations of checkpoints as jobs of their own, beside the training (docs/slurm.md)."""
+
+    every_epochs: int = 0
+    """Epochs between two checkpoints that are evaluated so, the last always; 0 sends no jobs."""
+    methods: tuple[EvaluationName, ...] = ("knn", "linear")
+    """Commands that a job runs on its checkpoint."""
+    submit: str = ""
+    """Command that starts a job; gets the path of a shell script. `python -m launch.slurm submit` sets it."""
+
+
+@dataclass(frozen=True)
 class Checkpoint:
     """Saving; a run started again in the same folder resumes from the last good checkpoint."""
 
@@ -216,5 +229,6 @@ class PretrainConfig:
     optim: Optim = field(default_factory=Optim)
     loader: Loader = field(default_factory=Loader)
     knn: Knn = field(default_factory=Knn)
+    evaluate: Evaluate = field(default_factory=Evaluate)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
     log: Log = field(default_factory=Log)

@@ -36,7 +36,7 @@ RANGES = (
         lambda x: 0 <= x < float("inf"),
         "crops.num_local_crops dino.warmup_teacher_temperature_epochs optim.min_lr optim.warmup_epochs "
         "optim.weight_decay optim.weight_decay_end optim.clip_grad optim.freeze_last_layer_epochs "
-        "loader.num_workers loader.num_processes knn.every_epochs checkpoint.keep_every",
+        "loader.num_workers loader.num_processes knn.every_epochs evaluate.every_epochs checkpoint.keep_every",
     ),
     Range(
         "must be above 0",
@@ -76,6 +76,7 @@ def check(config: PretrainConfig) -> list[str]:
         *_batch_norm(config),
         *_rates(config),
         *_knn(config),
+        *_evaluate(config),
         *_warmups(config, run, f"epochs={config.epochs}"),
     ]
 
@@ -143,6 +144,17 @@ def _knn(config: PretrainConfig) -> Iterator[str]:
     knn = config.knn
     if knn.every_epochs > 0 and knn.k > knn.max_images:
         yield f"knn.k={knn.k} asks for more neighbours than knn.max_images={knn.max_images} images have"
+
+
+def _evaluate(config: PretrainConfig) -> Iterator[str]:
+    jobs, every = config.evaluate, config.evaluate.every_epochs
+    if every > 0 and not jobs.submit.strip():
+        yield (
+            f"evaluate.every_epochs={every} needs evaluate.submit; write --evaluate.submit 'sbatch --gpus 1', "
+            "or submit the run with `python -m launch.slurm`, which knows it from the cluster's profile"
+        )
+    if every > 0 and not jobs.methods:
+        yield "evaluate.methods=[] leaves nothing to run; write [knn], or evaluate.every_epochs: 0"
 
 
 def _warmups(config: PretrainConfig, run: float, length: str) -> Iterator[str]:

@@ -60,7 +60,7 @@ def _default(knob: str, value: Any) -> str:
         return "|".join([value, *(choice for choice in get_args(KNOBS[knob]) if choice != value)])
     match value:
         case "":
-            return "SOURCE"
+            return "SOURCE" if knob == "data" else "COMMAND"
         case bool():
             return str(value).lower()
         case tuple():

@@ -108,7 +108,8 @@ def _tuple(value: object, kinds: tuple[Any, ...]) -> tuple[Any, ...]:
             return tuple(convert(item, kind) for item, kind in zip(value, kinds, strict=True))
     except ValueError:
         pass  # a wrong length or a wrong item breaks the same rule
-    raise ValueError(f"must be a list of {'' if any_length else f'{len(kinds)} '}numbers in brackets")
+    items = f"words from {', '.join(get_args(kinds[0]))}" if get_origin(kinds[0]) is Literal else "numbers"
+    raise ValueError(f"must be a list of {'' if any_length else f'{len(kinds)} '}{items} in brackets")
 
 
 def _scalar(value: object, kind: type) -> Any:

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from dino_ssl.config_flags import configure
 from dino_ssl.errors import RunError, UsageError
 from launch import queue, run_files, status_text, sweeps
 from launch import tail as tailing
+from launch.evaluations import configure_for_cluster
 from launch.profile_files import choose
 from launch.profile_help import profile_help
 from launch.run_files import Job
@@ -52,7 +52,7 @@ def _request(words: Words, command: Sequence[str]) -> Request:
     """What the words ask for; every mistake in the profile, the recipe and the flags comes at once."""
     problems = list(words.problems)
     try:
-        config, notes = configure(words.rest)
+        config, notes = configure_for_cluster(words.rest)
     except UsageError as error:
         problems += error.problems
     chosen = choose(words.values.get("cluster"), words.changes, problems)

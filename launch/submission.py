@@ -15,6 +15,7 @@ from dino_ssl.config import PretrainConfig
 from dino_ssl.config_yaml import write_config
 from dino_ssl.errors import RunError, UsageError
 from launch import queue, run_files
+from launch.evaluations import with_evaluations
 from launch.job import PretrainJob
 from launch.profile_files import Chosen
 from launch.profiles import Profile, ranks, tasks_of_node
@@ -47,7 +48,8 @@ class Request:
 def request(config: PretrainConfig, chosen: Chosen, command: Sequence[str], cwd: Path) -> Request:
     """A request whose paths mean the same on every node."""
     folder = (cwd / config.output_dir).resolve()
-    return Request(replace(config, output_dir=folder), chosen, command, cwd)
+    config = with_evaluations(replace(config, output_dir=folder), chosen.profile, folder.name)
+    return Request(config, chosen, command, cwd)
 
 
 def check_request(wanted: Request, *, data_is_here: bool) -> None:

@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dino_ssl.config import PretrainConfig
-from dino_ssl.config_flags import configure
 from dino_ssl.errors import UsageError
 from launch import queue, run_files, status_text
+from launch.evaluations import configure_for_cluster
 from launch.grids import Point, read_grid
 from launch.job import PretrainJob
 from launch.profile_files import choose
@@ -92,7 +92,7 @@ def _cap_problems(cap: str | None) -> list[str]:
 
 def _configured(words: Sequence[str], problems: list[str]) -> PretrainConfig | None:
     try:
-        return configure(words)[0]
+        return configure_for_cluster(words)[0]
     except UsageError as error:
         problems += error.problems
         return None

@@ -30,12 +30,21 @@ OPTIONAL_COUNTS = ("checkpoint.every_steps", "loader.num_workers", "loader.num_p
 
 
 def is_number(value: object) -> bool:
-    return isinstance(value, int | float | tuple) and not isinstance(value, bool)
+    first = value[0] if isinstance(value, tuple) else value
+    return isinstance(first, int | float) and not isinstance(first, bool)
 
 
 @pytest.mark.parametrize(
     ("config", "start"),
     [
+        (
+            changed(evaluate={"every_epochs": 5}),
+            "evaluate.every_epochs=5 needs evaluate.submit; write --evaluate.submit 'sbatch --gpus 1', or",
+        ),
+        (
+            changed(evaluate={"every_epochs": 5, "submit": "bash", "methods": ()}),
+            "evaluate.methods=[] leaves nothing to run; write [knn]",
+        ),
         (
             changed(epochs=0),
             "epochs=0 must be at",

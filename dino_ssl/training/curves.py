@@ -9,7 +9,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from dino_ssl.data.decoding import printable
-from dino_ssl.training.journal import read_metrics
+from dino_ssl.training.journal import EVALUATED_STEP, read_metrics
 
 WIDTH, PANEL_HEIGHT, DOTS_PER_INCH = 10.0, 3.0, 100  # inches; 1000 pixels wide
 LOSS, RATE, MOMENTUM, ACCURACY, UNIFORM = "#1f4e9e", "#b3541e", "#6a3d9a", "#2c7a4b", "#777777"
@@ -24,7 +24,7 @@ def curve(folder: Path, *, prototypes: int | None = None) -> Path:
         RunError: the run has no metrics.jsonl.
     """
     lines = read_metrics(folder)
-    panels = [_draw_loss, _draw_schedules] + ([_draw_knn] if any("eval/knn_top1" in x for x in lines) else [])
+    panels = [_draw_loss, _draw_schedules] + ([_draw_accuracies] if _accuracies(lines) else [])
     # Not pyplot, whose figures are global state and may open windows.
     figure = Figure(figsize=(WIDTH, PANEL_HEIGHT * len(panels)), dpi=DOTS_PER_INCH, layout="constrained")
     canvas = FigureCanvasAgg(figure)
@@ -91,9 +91,24 @@ def _draw_schedules(axis: Axes, lines: list[dict[str, Any]]) -> None:
     momentum.spines[["top"]].set_visible(False)
 
 
-def _draw_knn(axis: Axes, lines: list[dict[str, Any]]) -> None:
-    epochs, shares = _series(lines, "eval/knn_top1")
-    percent = [100 * share for share in shares]
-    axis.plot(epochs, percent, color=ACCURACY, marker="o", markersize=4, label=f"last: {percent[-1]:.1f} %")
+def _accuracies(lines: list[dict[str, Any]]) -> dict[str, tuple[list[float], list[float]]]:
+    """Epochs and top-1 by name: of the k-NN while training, and of what jobs found of earlier checkpoints."""
+    pace = next((line["epoch"] / line["step"] for line in lines if line["step"]), 0.0)
+    found: dict[str, tuple[list[float], list[float]]] = {}
+    for line in lines:
+        epoch = line[EVALUATED_STEP] * pace if EVALUATED_STEP in line else line["epoch"]
+        for name in line:
+            if name.startswith("eval/") and "top1" in name and line[name] is not None:
+                epochs, values = found.setdefault(name.removeprefix("eval/").replace("_", " "), ([], []))
+                epochs.append(float(epoch))
+                values.append(100 * float(line[name]))
+    return found
+
+
+def _draw_accuracies(axis: Axes, lines: list[dict[str, Any]]) -> None:
+    found = _accuracies(lines)
+    for place, (name, (epochs, percent)) in enumerate(found.items()):
+        color = ACCURACY if name == "knn top1" else f"C{place}"
+        axis.plot(epochs, percent, color=color, marker="o", markersize=4, label=f"{name}, last: {percent[-1]:.1f} %")
     axis.legend(frameon=False, loc="best")
-    axis.set_ylabel("teacher's k-NN top-1 (%)")
+    axis.set_ylabel("teacher's accuracy (%)")

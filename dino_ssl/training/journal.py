@@ -21,6 +21,8 @@ from dino_ssl.training.trackers import Tracker, missing_extras, open_trackers
 
 METRICS = "metrics.jsonl"
 """One JSON object per logged step; numbers that are not finite are null."""
+EVALUATED_STEP = "eval/of_step"
+"""Under this name a line says which earlier checkpoint its numbers are of."""
 EPOCHS = "log.txt"
 """One JSON object per epoch, in the original's shape."""
 
@@ -169,6 +171,10 @@ class Journal:
         self._knn_top1, self._knn_is_of_this_epoch = top1, True
         self._write(step, epoch, {"eval/knn_top1": top1})
 
+    def evaluated(self, step: int, epoch: float | int, of_step: int, values: Mapping[str, float]) -> None:
+        """Write a line of its own with what was found of the checkpoint of an earlier step."""
+        self._write(step, epoch, {EVALUATED_STEP: of_step, **values})
+
     def end_epoch(self, step: int, epoch: int, *, lr: float, weight_decay: float) -> None:
         """Write the epoch's line of log.txt; waits for the device once.
 
@@ -211,13 +217,18 @@ class Journal:
     def _write(self, step: int, epoch: float | int, values: dict[str, float]) -> None:
         self.latest = {**self.latest, **values}
         if self.is_main:
-            _append(self.folder / METRICS, {"step": step, "epoch": epoch, "time": time.time(), **values})
+            append_metrics(self.folder, step=step, epoch=epoch, values=values)
         for tracker in self._trackers:
             tracker.write(step, values)
 
     def _show(self, step: int, epoch: float | int, text: str, *, important: bool = False) -> None:
         if self._progress is not None:
             self._progress.show(step, epoch, text, important=important)
+
+
+def append_metrics(folder: Path, *, step: int, epoch: float | int, values: Mapping[str, float]) -> None:
+    """Add one line to the run's metrics.jsonl."""
+    _append(folder / METRICS, {"step": step, "epoch": epoch, "time": time.time(), **values})
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:

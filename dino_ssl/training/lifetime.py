@@ -24,6 +24,14 @@ RESTARTS = "restarts.jsonl"
 logger = logging.getLogger("dino_ssl")
 
 
+def is_over(folder: Path) -> bool:
+    """Whether the newest start of the run has said how it ended."""
+    path = folder / RESTARTS
+    with naming(path):
+        lines = path.read_text(encoding="utf-8").splitlines()
+    return bool(lines) and json.loads(lines[-1])["event"] == "stop"
+
+
 @contextmanager
 def failures_recorded(folder: Path) -> Iterator[None]:
     """Leave the traceback of whatever ends this rank in RUN/logs/rank_N.err."""

@@ -11,7 +11,8 @@ from dino_ssl.config import PretrainConfig
 from dino_ssl.data.loader import Batch
 from dino_ssl.data.transfer import normalize
 from dino_ssl.errors import DivergedError, RunError, Stopped
-from dino_ssl.training import distributed, requeue, signals
+from dino_ssl.training import distributed, evaluation_jobs, requeue, signals
+from dino_ssl.training.checkpoint import NEWEST
 from dino_ssl.training.final_report import Report, final_report
 from dino_ssl.training.lifetime import failures_recorded, held, recorded
 from dino_ssl.training.optim import clip_gradients, drop_last_layer_gradients, set_rates
@@ -44,11 +45,16 @@ def pretrain(config: PretrainConfig) -> Report:
                 with recorded(run, lock), run.journal:
                     with signals.at_step_ends():
                         train(run)
-                    return final_report(run)
+                    report = final_report(run)
+                # After the end is recorded: a job that is done later takes its results in itself.
+                if distributed.is_main() and config.evaluate.every_epochs:
+                    evaluation_jobs.collect_afterwards(config.output_dir)
+                return report
 
 
 def train(run: Run) -> None:
     """Take every step that is left."""
+    send_evaluation(run)  # of a checkpoint after which the run was killed
     stop = distributed.LargestOfAll()
     parts = run.micro_batches(workers(run.config, run.device)) if not run.is_over() else iter(())
     while not run.is_over():
@@ -136,6 +142,7 @@ def apply_gradients(run: Run, now: Rates) -> bool:
 def after_step(run: Run, now: Rates) -> None:
     """Log, evaluate and save, each when it is due."""
     saving = run.is_over() or run.step % (run.config.checkpoint.every_steps or run.plan.steps_per_epoch) == 0
+    saving = saving or sends_evaluation(run)
     # A checkpoint is never written without a look at the loss before it.
     if saving or run.journal.is_due(run.step):
         log(run, now)
@@ -145,6 +152,19 @@ def after_step(run: Run, now: Rates) -> None:
         check_weights(run)
         with run.journal.paused():
             run.save()
+            send_evaluation(run)
+
+
+def sends_evaluation(run: Run) -> bool:
+    """Whether the checkpoint of this step is evaluated by a job of its own."""
+    ends = run.is_over() or run.at_epoch_end()
+    return run.step > 0 and ends and evaluation_jobs.is_due(run.config, run.epoch, is_over=run.is_over())
+
+
+def send_evaluation(run: Run) -> None:
+    """Start that job, if it was not started before."""
+    if sends_evaluation(run) and distributed.is_main():
+        evaluation_jobs.send(run.config, run.store.folder / NEWEST, run.step)
 
 
 def log(run: Run, now: Rates) -> None:
@@ -176,9 +196,12 @@ def check_weights(run: Run) -> None:
 
 
 def end_epoch(run: Run, now: Rates) -> None:
-    """k-NN of the teacher if it is due, and the epoch's line."""
+    """k-NN of the teacher if it is due, what evaluation jobs have found meanwhile, and the epoch's line."""
     if run.knn is not None and run.knn.is_due(run.epoch):
         with run.journal.paused():
             top1 = run.knn.measure(run.method.teacher.backbone, max_images=run.config.knn.max_images)
         run.journal.knn(run.step, run.epoch, top1)
+    if run.config.evaluate.every_epochs and distributed.is_main():
+        for step, numbers in evaluation_jobs.collect(run.folder):
+            run.journal.evaluated(run.step, run.epoch, step, numbers)
     run.journal.end_epoch(run.step, run.epoch, lr=now.lr, weight_decay=now.weight_decay)
