@@ -13,6 +13,10 @@ SILENT_SECONDS = 60.0
 """A heartbeat older than this is that of a process which is gone, or hangs."""
 
 
+OF_STEP = "eval/of_step"
+"""In a line of metrics.jsonl: the checkpoint that a job evaluated."""
+
+
 @dataclass(frozen=True)
 class Job:
     """A submission.
@@ -79,6 +83,11 @@ def restarts(folder: Path) -> list[dict[str, Any]]:
 def metrics(folder: Path) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl."""
     return list(records(folder / "metrics.jsonl"))
+
+
+def open_evaluations(folder: Path) -> int:
+    """Jobs that evaluate checkpoints of the run, sent and not done."""
+    return sum(not (sent.parent / "done").exists() for sent in (folder / "eval").glob("step_*/sent"))
 
 
 def records(path: Path) -> Iterator[dict[str, Any]]:

@@ -91,6 +91,7 @@ def _screen(state: RunState) -> str:
         ("step", _progress(state)),
         ("loss", number(state.loss, ".4f")),
         ("k-NN", _knn(state)),
+        ("jobs say", _evaluations(state.folder)),
         ("speed", f"{number(state.images_per_second, ',.0f')} images/s"),
         ("ETA", _eta(state)),
         ("heartbeat", _age(state.folder)),
@@ -129,6 +130,16 @@ def _progress(state: RunState) -> str:
 
 def _knn(state: RunState) -> str:
     return "" if state.knn is None else f"{percent(state.knn)} (best {percent(state.best_knn)})"
+
+
+def _evaluations(folder: Path) -> str:
+    """What the jobs that evaluate checkpoints found last, and how many are not done."""
+    lines = [line for line in run_files.metrics(folder) if run_files.OF_STEP in line]
+    last = lines[-1] if lines else {}
+    values = [f"{name.removeprefix('eval/')} {percent(last[name])}" for name in last if "top1" in name]
+    said = [f"step {last[run_files.OF_STEP]:,}: {', '.join(values) or 'nothing'}"] if last else []
+    waiting = run_files.open_evaluations(folder)
+    return "; ".join([*said, *([f"{waiting} of them not done"] if waiting else [])])
 
 
 def _eta(state: RunState) -> str:

@@ -33,4 +33,4 @@ def run(arguments: Sequence[str]) -> None:
     if not is_over(folder):
         print("the run goes on, and takes in the results itself")
         return
-    print(f"took in the results of {collect_afterwards(folder)} checkpoints")
+    print(f"checkpoints whose results were taken in: {collect_afterwards(folder)}")

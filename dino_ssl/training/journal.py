@@ -171,7 +171,7 @@ class Journal:
         self._knn_top1, self._knn_is_of_this_epoch = top1, True
         self._write(step, epoch, {"eval/knn_top1": top1})
 
-    def evaluated(self, step: int, epoch: float | int, of_step: int, values: Mapping[str, float]) -> None:
+    def evaluated(self, step: int, epoch: float | int, of_step: int, values: Mapping[str, float | int]) -> None:
         """Write a line of its own with what was found of the checkpoint of an earlier step."""
         self._write(step, epoch, {EVALUATED_STEP: of_step, **values})
 
@@ -214,7 +214,7 @@ class Journal:
         self._since_epoch.load(state["since_epoch"])
         self._knn_top1 = state["knn_top1"]
 
-    def _write(self, step: int, epoch: float | int, values: dict[str, float]) -> None:
+    def _write(self, step: int, epoch: float | int, values: Mapping[str, float | int]) -> None:
         self.latest = {**self.latest, **values}
         if self.is_main:
             append_metrics(self.folder, step=step, epoch=epoch, values=values)
@@ -226,7 +226,7 @@ class Journal:
             self._progress.show(step, epoch, text, important=important)
 
 
-def append_metrics(folder: Path, *, step: int, epoch: float | int, values: Mapping[str, float]) -> None:
+def append_metrics(folder: Path, *, step: int, epoch: float | int, values: Mapping[str, float | int]) -> None:
     """Add one line to the run's metrics.jsonl."""
     _append(folder / METRICS, {"step": step, "epoch": epoch, "time": time.time(), **values})
 

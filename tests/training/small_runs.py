@@ -67,7 +67,7 @@ def a_config(folder: Path, **changes: Any) -> PretrainConfig:
         "log": {"every_steps": 1},
     }
     for name, value in changes.items():
-        tree[name] = {**tree[name], **value} if isinstance(value, dict) else value
+        tree[name] = {**tree.get(name, {}), **value} if isinstance(value, dict) else value
     if not Path(tree["data"]).exists():
         write_digits(Path(tree["data"]))
     return from_dict(tree)
