@@ -26,6 +26,7 @@ def a_recipe(folder: Path, **changes: Any) -> PretrainConfig:
     digits = load_digits()
     (folder / "images").mkdir(parents=True)
     np.save(folder / "images" / "x_train.npy", (digits.images[:160] * 255 / 16).round().astype(np.uint8))
+    np.save(folder / "images" / "y_train.npy", digits.target[:160])
     tree: dict[str, Any] = {
         "data": str(folder / "images"),
         "output_dir": str(folder / "run"),
@@ -43,7 +44,7 @@ def a_recipe(folder: Path, **changes: Any) -> PretrainConfig:
         "log": {"every_steps": 1},
     }
     for name, value in changes.items():
-        tree[name] = {**tree[name], **value} if isinstance(value, dict) else value
+        tree[name] = {**tree.get(name, {}), **value} if isinstance(value, dict) else value
     config = from_dict(tree)
     write_config(config, folder / "recipe.yaml")
     return config

@@ -211,3 +211,19 @@ def test_a_sweep_with_a_failing_point_runs_that_one_again_when_it_is_mended(clus
     assert len(runs) == 4 and all(run_files.last_stop(run) == "done" for run in runs)
     assert [len(run_files.jobs(run)) for run in runs] == [1, 1, 2, 2]
     assert config.steps == 10
+
+
+def test_checkpoints_are_evaluated_by_jobs_of_their_own_whose_results_reach_the_journal(cluster, tmp_path):
+    config = a_recipe(tmp_path, evaluate={"every_epochs": 10, "methods": ["knn"]})
+    submit(tmp_path)
+    run_to_the_end(cluster, config.output_dir)
+    folders = sorted((config.output_dir / "eval").glob("step_*"))
+    assert [folder.name for folder in folders] == ["step_000000100", "step_000000200"]
+    for folder in folders:
+        job = (folder / "sent").read_text().strip()
+        cluster.wait_until(f"job {job} has ended", lambda job=job: is_gone(cluster, job), NEVER_LATE)
+        assert (folder / "done").exists() and not (folder / "failed").exists(), (folder / "log.txt").read_text()
+        assert not (folder / "checkpoint.pth").exists()
+    lines = [line for line in run_files.metrics(config.output_dir) if run_files.OF_STEP in line]
+    assert sorted(line[run_files.OF_STEP] for line in lines) == [int(folder.name[5:]) for folder in folders]
+    assert all(0 <= line["eval/knn_top1@20"] <= 1 for line in lines)
