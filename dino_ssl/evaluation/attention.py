@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from jaxtyping import Float, UInt8
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -11,6 +12,7 @@ from torch import Tensor
 from dino_ssl.models.attention_map import AttentionMap
 
 MAX_HEADS = 6
+QUERIES_AT_ONCE = 256
 DPI = 100
 # Pixels of the picture.
 WIDTH = 1000
@@ -20,9 +22,20 @@ TITLE = 28
 
 
 def cls_attention(attention: AttentionMap) -> Float[Tensor, "b heads h w"]:
-    """The class token's weights over the patches; without prefix tokens, the mean over all queries."""
-    row = attention.rows(slice(0, 1))[:, :, 0] if attention.num_prefix_tokens else attention.weights.mean(2)
-    return row[..., attention.num_prefix_tokens :].reshape(*row.shape[:2], *attention.grid)
+    """The class token's weights over the patches; without one, the mean over all patches as queries."""
+    has_class_token = attention.has_class_token and attention.num_prefix_tokens > 0
+    row = attention.rows(slice(0, 1))[:, :, 0] if has_class_token else mean_over_patches(attention)
+    return row[..., attention.num_prefix_tokens :].unflatten(-1, attention.grid)
+
+
+def mean_over_patches(attention: AttentionMap) -> Float[Tensor, "b heads keys"]:
+    """The mean of the weights over all queries but the prefix tokens.
+
+    In parts: the table of all weights of a large image would not fit into memory.
+    """
+    queries = torch.arange(attention.num_prefix_tokens, attention.query.shape[2], device=attention.query.device)
+    parts = [attention.rows(part).sum(2) for part in queries.split(QUERIES_AT_ONCE)]
+    return torch.stack(parts).sum(0) / len(queries)
 
 
 def attention_figure(images: UInt8[Tensor, "b c y x"], maps: Float[Tensor, "b heads h w"], path: Path) -> None:
@@ -33,7 +46,7 @@ def attention_figure(images: UInt8[Tensor, "b c y x"], maps: Float[Tensor, "b he
     """
     num_heads = maps.shape[1]
     shown = maps[:, :MAX_HEADS].float().cpu()
-    titles = ["image", f"mean of {num_heads} heads", *(f"head {head + 1}" for head in range(shown.shape[1]))]
+    titles = ["image", f"mean of {num_heads} heads", *(f"head {head}" for head in range(shown.shape[1]))]
     layout = _Layout(len(images), len(titles), images.shape[-2], images.shape[-1])
     figure = Figure(figsize=layout.inches(), dpi=DPI, facecolor="white")
     for row, image in enumerate(images):

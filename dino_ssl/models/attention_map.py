@@ -5,6 +5,12 @@ from dataclasses import dataclass
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from dino_ssl.errors import UsageError
+
+
+class NoAttention(UsageError):  # noqa: N818  (an answer to a question, not a fault)
+    """What an architecture without attention, or one whose attention cannot be read, says when it is asked for it."""
+
 
 @dataclass(frozen=True)
 class AttentionMap:
@@ -14,8 +20,9 @@ class AttentionMap:
         query: already scaled, so that logits are its products with the keys.
         key: of prefix tokens first, then of patches, row by row.
         grid: rows and columns of the keys that are patches.
-        num_prefix_tokens: keys before the patches (class token, registers); the class token is the first query.
+        num_prefix_tokens: keys before the patches (class token, registers), and queries before those of the patches.
         bias: added to the logits (relative positions), where there is one.
+        has_class_token: whether the first prefix token, if there is any, is one.
     """
 
     query: Float[Tensor, "b heads queries e"]
@@ -23,6 +30,7 @@ class AttentionMap:
     grid: tuple[int, int]
     num_prefix_tokens: int
     bias: Float[Tensor, "heads queries keys"] | None = None
+    has_class_token: bool = True
 
     @property
     def weights(self) -> Float[Tensor, "b heads queries keys"]:

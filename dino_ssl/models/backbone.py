@@ -33,6 +33,8 @@ class Backbone(Protocol):
     embed_dim: int
     num_blocks: int
     """Blocks whose features `last_blocks` gives; 1 where only the last feature map is to be had."""
+    patch_size: int
+    """Side, in pixels of the image, of one place of the grid that `patch_features` gives."""
 
     def __call__(self, images: Float[Tensor, "b c x y"]) -> Float[Tensor, "b d"]: ...
 
@@ -43,7 +45,7 @@ class Backbone(Protocol):
         """Features of the last n blocks, earliest first, each after the final norm; UsageError where n > num_blocks."""
 
     def attention(self, images: Float[Tensor, "b c x y"], block: int = -1) -> AttentionMap:
-        """Attention of a block; UsageError if the architecture has none to show."""
+        """Attention of a block; NoAttention if the architecture has none to show."""
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute activations in the backward pass (timm's name for it)."""

@@ -7,8 +7,7 @@ from timm.models.resnet import BasicBlock, Bottleneck
 from timm.models.resnet import ResNet as TimmResNet
 from torch import Tensor, nn
 
-from dino_ssl.errors import UsageError
-from dino_ssl.models.attention_map import AttentionMap
+from dino_ssl.models.attention_map import AttentionMap, NoAttention
 from dino_ssl.models.block_features import BlockFeatures, only_block
 
 LAYOUTS: dict[str, dict[str, Any]] = {
@@ -34,6 +33,7 @@ class ResNet(TimmResNet):  # type: ignore[misc]
         self.name = name
         self.embed_dim: int = self.num_features
         self.num_blocks = 1
+        self.patch_size = 8 if small_stem else 32
         if small_stem:
             self.conv1 = nn.Conv2d(in_chans, 64, 3, stride=1, padding=1, bias=False)
             self.maxpool = nn.Identity()
@@ -48,4 +48,4 @@ class ResNet(TimmResNet):  # type: ignore[misc]
         return only_block(self.name, n, self.patch_features(images))
 
     def attention(self, images: Float[Tensor, "b c x y"], block: int = -1) -> AttentionMap:
-        raise UsageError(f"{self.name} has no attention to show; ViTs have")
+        raise NoAttention(f"{self.name} has no attention to show; ViTs have")

@@ -13,7 +13,7 @@ from timm.models.vision_transformer import VisionTransformer as TimmVisionTransf
 from torch import Tensor, nn
 
 from dino_ssl.errors import UsageError
-from dino_ssl.models.attention_map import AttentionMap
+from dino_ssl.models.attention_map import AttentionMap, NoAttention
 from dino_ssl.models.block_features import BlockFeatures, only_block
 
 
@@ -64,6 +64,12 @@ class TimmBackbone(nn.Module):
         """Of a ViT all its blocks; of other models the last feature map counts as one."""
         return len(self.model.blocks) if self._is_vit else 1
 
+    @property
+    def patch_size(self) -> int:
+        """Of a ViT its patches' side; of other models the stride of the last feature map."""
+        size: int = self.model.patch_embed.patch_size[0] if self._is_vit else self.model.feature_info[-1]["reduction"]
+        return size
+
     def patch_features(self, images: Float[Tensor, "b c x y"]) -> Float[Tensor, "b d h w"]:
         """The last feature map; only for models whose features lie on a grid."""
         if self._is_vit:
@@ -95,12 +101,18 @@ class TimmBackbone(nn.Module):
         query, key, _ = qkv.permute(2, 0, 3, 1, 4)
         query, key = chosen.attn.q_norm(query), chosen.attn.k_norm(key)
         grid = self.model.patch_embed.dynamic_feat_size(images.shape[-2:])
-        return AttentionMap(query * chosen.attn.scale, key, grid, self.model.num_prefix_tokens)
+        return AttentionMap(
+            query * chosen.attn.scale,
+            key,
+            grid,
+            self.model.num_prefix_tokens,
+            has_class_token=self.model.has_class_token,
+        )
 
     def _checked(self, block: int) -> int:
         """The block, counted from the first."""
         if not self._is_vit or not all(type(block.attn) is Attention for block in self.model.blocks):
-            raise UsageError(f"timm/{self.name} does not show its attention here; plain ViTs such as vit_small do")
+            raise NoAttention(f"timm/{self.name} does not show its attention here; plain ViTs such as vit_small do")
         if not -self.num_blocks <= block < self.num_blocks:
             raise UsageError(f"block={block} must lie in 0 to {self.num_blocks - 1}, or count from the last as -1")
         return block % self.num_blocks

@@ -6,6 +6,7 @@ import torch
 from torch.nn import functional as F
 
 from dino_ssl.errors import UsageError
+from dino_ssl.models.attention_map import NoAttention
 from dino_ssl.models.backbone import Backbone, build_backbone
 from dino_ssl.models.swiglu import SwiGLU
 from dino_ssl.models.vit import VisionTransformer
@@ -113,3 +114,48 @@ def test_blocks_that_are_not_there_are_refused(name):
             backbone.last_blocks(images, n)
     with pytest.raises(UsageError, match="block=12 must lie in 0 to"):
         backbone.attention(images, block=12)
+
+
+@pytest.mark.parametrize("block", [0, 1, -1])
+@pytest.mark.parametrize("size", [(56, 56), (70, 42)])
+def test_attention_of_each_block_is_the_softmax_that_plain_attention_computes(block, size):
+    theirs, ours = dinov2_pair(56)
+    attention, seen = theirs.blocks[block].attn, []
+    attention.fused_attn = False
+    attention.attn_drop.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    images = torch.randn(2, 3, *size)
+    theirs(images)
+    ours_attention = ours.attention(images, block)
+    assert ours_attention.grid == (size[0] // 14, size[1] // 14) and ours_attention.num_prefix_tokens == 5
+    torch.testing.assert_close(ours_attention.weights, seen[0])
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("vit_micro", {"patch_size": 4}),
+        ("resnet18", {}),
+        ("resnet50", {"small_stem": True}),
+        ("timm/vit_tiny_patch16_224", {}),
+        ("timm/convnext_atto", {}),
+        ("timm/efficientnet_lite0", {}),
+    ],
+)
+def test_the_patch_size_is_the_side_of_a_place_of_the_patch_features(name, options):
+    backbone = build_backbone(name, image_size=64, **options).eval()
+    images = torch.zeros(1, 3, 64, 96)
+    assert backbone.patch_features(images).shape[2:] == (64 // backbone.patch_size, 96 // backbone.patch_size)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "timm/convnext_atto"])
+def test_a_network_without_attention_says_so(name):
+    with pytest.raises(NoAttention, match=name):
+        build_backbone(name, image_size=64).attention(torch.zeros(1, 3, 64, 64))
+
+
+def test_registers_without_a_class_token_are_no_class_token():
+    backbone = build_backbone("timm/vit_tiny_patch16_224", image_size=32)
+    assert backbone.attention(torch.zeros(1, 3, 32, 32)).has_class_token
+    backbone = build_backbone("timm/vit_medium_patch16_reg1_gap_256", image_size=32)
+    attention = backbone.attention(torch.zeros(1, 3, 32, 32), block=0)
+    assert not attention.has_class_token and attention.num_prefix_tokens == 1
