@@ -25,7 +25,7 @@ def cls_attention(attention: AttentionMap) -> Float[Tensor, "b heads h w"]:
     """The class token's weights over the patches; without one, the mean over all patches as queries."""
     has_class_token = attention.has_class_token and attention.num_prefix_tokens > 0
     row = attention.rows(slice(0, 1))[:, :, 0] if has_class_token else mean_over_patches(attention)
-    return row[..., attention.num_prefix_tokens :].unflatten(-1, attention.grid)
+    return row[..., attention.num_prefix_tokens :].reshape(*row.shape[:2], *attention.grid)
 
 
 def mean_over_patches(attention: AttentionMap) -> Float[Tensor, "b heads keys"]:

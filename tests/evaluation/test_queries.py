@@ -1,0 +1,105 @@
+import dataclasses
+
+import pytest
+import torch
+
+from dino_ssl.errors import UsageError
+from dino_ssl.evaluation.attention import cls_attention, mean_over_patches
+from dino_ssl.evaluation.queries import Query, attention_from, attention_or_similarity, similarity
+from dino_ssl.models.attention_map import AttentionMap
+from dino_ssl.models.backbone import build_backbone
+
+
+def attention_of(grid=(3, 4), prefix=3, **fields):
+    generator = torch.Generator().manual_seed(0)
+    tokens = prefix + grid[0] * grid[1]
+    query, key = (torch.randn(2, 2, tokens, 8, generator=generator) for _ in range(2))
+    return AttentionMap(query, key, grid, prefix, **fields)
+
+
+def patches(attention, query):
+    """The row of one query over the patches, from the whole table."""
+    return attention.weights[:, :, query, attention.num_prefix_tokens :].unflatten(-1, attention.grid)
+
+
+@pytest.mark.parametrize(
+    ("text", "token"),
+    [
+        ("cls", 0),
+        ("register1", 1),
+        ("register2", 2),
+        ("0,0", 3),
+        ("1,1", 14),
+        ("0.25,0.34", 3 + 4 + 1),
+        ("0.24,.99", 3 + 8 + 0),
+        ("1.,0.", 3 + 3),
+    ],
+)
+def test_a_query_is_its_row_of_the_table(text, token):
+    attention = attention_of()
+    torch.testing.assert_close(attention_from(attention, Query.of(text)), patches(attention, token))
+
+
+def test_without_a_query_the_class_token_looks_or_else_the_mean_of_all():
+    attention = attention_of()
+    torch.testing.assert_close(attention_from(attention, None), patches(attention, 0))
+    mean = sum(patches(attention, token) for token in range(3, 15)) / 12
+    torch.testing.assert_close(attention_from(attention, Query.of("mean")), mean)
+    registers = dataclasses.replace(attention, has_class_token=False)
+    torch.testing.assert_close(attention_from(registers, None), mean)
+
+
+def test_the_mean_of_many_queries_is_that_of_the_whole_table():
+    attention = attention_of(grid=(20, 30), prefix=1)
+    torch.testing.assert_close(mean_over_patches(attention), attention.weights[:, :, 1:].mean(2))
+
+
+@pytest.mark.parametrize("text", ["", "CLS", "register0", "register", "1.1,0", "0,-1", "0", "0,0,0", "nan,0", "1e0,0"])
+def test_what_is_no_query_is_refused_with_the_rule(text):
+    with pytest.raises(ValueError, match="must be cls, mean, register1"):
+        Query.of(text)
+
+
+@pytest.mark.parametrize(
+    ("attention", "text", "answer"),
+    [
+        (attention_of(prefix=0), "cls", "no class token and no registers; write mean"),
+        (attention_of(prefix=1), "register1", "a class token and no registers"),
+        (attention_of(prefix=3), "register3", "registers 1 to 2"),
+        (attention_of(prefix=2, has_class_token=False), "cls", "no class token; its registers are 1 to 2"),
+    ],
+)
+def test_a_token_that_is_not_there_is_a_mistake(attention, text, answer):
+    with pytest.raises(UsageError, match=f"query={text}: this network has .*{answer}"):
+        attention_from(attention, Query.of(text))
+
+
+def test_a_register_of_a_network_without_a_class_token_is_found():
+    attention = attention_of(prefix=2, has_class_token=False)
+    torch.testing.assert_close(attention_from(attention, Query.of("register2")), patches(attention, 1))
+
+
+def test_similarity_is_the_softmax_of_cosines_with_the_mean_as_class_token():
+    features = torch.randn(2, 5, 3, 4, generator=torch.Generator().manual_seed(0))
+    attention = similarity(features)
+    tokens = torch.cat([features.mean((2, 3))[:, None], features.flatten(2).transpose(1, 2)], 1)
+    cosines = torch.cosine_similarity(tokens[:, :, None], tokens[:, None], dim=-1)
+    torch.testing.assert_close(attention.weights[:, 0], torch.softmax(cosines / 0.1, -1))
+    expected = (cosines[:, 0, 1:] / 0.1).exp()
+    shares = cls_attention(attention).flatten(1)
+    torch.testing.assert_close(shares / shares.sum(1, keepdim=True), expected / expected.sum(1, keepdim=True))
+
+
+def test_a_network_without_attention_shows_its_similarity_and_says_so():
+    torch.manual_seed(0)
+    images = torch.randn(1, 3, 64, 96)
+    attention, note = attention_or_similarity(build_backbone("resnet18", image_size=64).eval(), images, -1)
+    assert attention.grid == (2, 3) and "no attention" in note
+    backbone = build_backbone("vit_micro", image_size=64).eval()
+    attention, note = attention_or_similarity(backbone, images, 2)
+    assert note == ""
+    torch.testing.assert_close(attention.weights, backbone.attention(images, 2).weights)
+    with pytest.raises(UsageError, match="block=4"):
+        attention_or_similarity(backbone, images, 4)
+    with pytest.raises(UsageError, match="block=1: resnet18 has no attention"):
+        attention_or_similarity(build_backbone("resnet18", image_size=64), images, 1)
