@@ -13,7 +13,7 @@ import dino_ssl
 # From the bottom to the top. The pure floors come before `config` and the ranks, so that they cannot see them:
 # they take numbers and tensors. A module stands on the first floor that names it.
 FLOORS = [floor.split() for floor in (
-    "__init__ errors durable",
+    "__init__ errors durable checksums",
     "*.__init__ models.* data.* dino.losses dino.centering dino.schedules",
     "evaluation.*",
     "config training.distributed training.ranks training.rendezvous",

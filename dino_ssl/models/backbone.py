@@ -82,7 +82,7 @@ def build_backbone(
         return ResNet(name, drop_path=drop_path, small_stem=small_stem, in_chans=in_chans)
     if name.startswith("timm/"):
         return TimmBackbone(name.removeprefix("timm/"), image_size=image_size, drop_path=drop_path, in_chans=in_chans)
-    raise UsageError(_unknown(name))
+    raise UsageError(unknown_backbone(name))
 
 
 def check_crop_sizes(backbone: nn.Module, sizes: dict[str, int], in_chans: int = 3) -> None:
@@ -107,8 +107,9 @@ def check_crop_sizes(backbone: nn.Module, sizes: dict[str, int], in_chans: int =
     backbone.train(was_training)
 
 
-def _unknown(name: str) -> str:
+def unknown_backbone(name: str, *, knob: str = "model.name") -> str:
+    """What to say of a name that is no backbone."""
     known = [*VIT_SIZES, *LAYOUTS]
     near = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean {near[0]}? " if near else ""
-    return f"model.name={name} is unknown; {hint}choose {', '.join(known)}, or timm/NAME for any timm model"
+    return f"{knob}={name} is unknown; {hint}choose {', '.join(known)}, or timm/NAME for any timm model"

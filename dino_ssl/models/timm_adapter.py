@@ -45,9 +45,10 @@ class TimmBackbone(nn.Module):
         self.name = name
         wished = {"img_size": image_size, "dynamic_img_size": True, "drop_path_rate": drop_path}
         accepted = _constructor_arguments(name)
-        settings = {key: value for key, value in wished.items() if key in accepted} | dict(options or {})
+        self.options = {key: value for key, value in wished.items() if key in accepted} | dict(options or {})
+        settings = {**self.options, "num_classes": 0, "in_chans": in_chans}
         try:
-            self.model = timm.create_model(name, pretrained=False, num_classes=0, in_chans=in_chans, **settings)
+            self.model = timm.create_model(name, pretrained=False, **settings)
             self.embed_dim = _output_dim(self.model, image_size, in_chans)
         except (RuntimeError, AssertionError, ValueError) as reason:
             raise UsageError(

@@ -14,10 +14,12 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from dino_ssl.checksums import verify
 from dino_ssl.data.unpickling import scalar
-from dino_ssl.errors import UsageError
+from dino_ssl.errors import RunError, UsageError
 
 RUN_CHECKPOINT = Path("checkpoints") / "checkpoint.pth"
+ARCHIVE = b"PK\x03\x04"
 IN_FOLDERS = (RUN_CHECKPOINT, Path("checkpoint.pth"), Path("model.safetensors"), Path("pytorch_model.bin"))
 
 
@@ -88,17 +90,29 @@ _HARMLESS: list[Any] = [
 
 
 def _read_torch(path: Path) -> Any:
+    _check_archive(path)
     try:
         with torch.serialization.safe_globals(_HARMLESS):
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         wish = re.search(r"GLOBAL (\S+)|[Cc]lass (\S+)|import of (\S+)", str(error))
         if wish is None:
-            raise UsageError(f"{path} is damaged or no file of PyTorch: {_first_line(error)}") from None
+            raise UsageError(f"{path} is damaged or no file of PyTorch; fetch it again") from None
         name = next(filter(None, wish.groups())).rstrip(".,")
         raise UsageError(f"{path} wants to call {name}, which no weights need: nothing of it was run") from None
     except Exception as error:  # damaged opcodes can raise nearly anything
         raise UsageError(f"{path} is damaged or no file of PyTorch: {_first_line(error)}") from None
+
+
+def _check_archive(path: Path) -> None:
+    """What PyTorch writes since 2020 is a zip archive with checksums, which its reader ignores."""
+    with path.open("rb") as file:
+        is_archive = file.read(len(ARCHIVE)) == ARCHIVE
+    if is_archive:
+        try:
+            verify(path)
+        except RunError as error:
+            raise UsageError(f"{error}; fetch it again") from None
 
 
 def _read_safetensors(path: Path) -> Any:
@@ -110,14 +124,14 @@ def _read_safetensors(path: Path) -> Any:
 
 def _read_npz(path: Path) -> Any:
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
             return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
     except Exception as error:  # zip, zlib, numpy and torch each have their own
         raise UsageError(f"{path} is damaged or holds more than arrays of numbers: {_first_line(error)}") from None
 
 
 def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
+    return f"{type(error).__name__}: {str(error).partition(chr(10))[0].partition('. ')[0]}"
 
 
 _READERS: dict[str, Callable[[Path], Any]] = {

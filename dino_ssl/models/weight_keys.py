@@ -137,42 +137,50 @@ def recognise(network: Network, path: Path) -> Recognised:
     Raises:
         UsageError: the names are of no known family.
     """
-    names = network.tensors
     if is_vit(network):
-        return _vit(network, path)
-    if {"conv1.weight", "layer1.0.conv1.weight", "layer4.0.conv1.weight"} <= names.keys():
-        return _resnet(names, path)
-    raise _unknown(names, path)
+        return recognise_vit(network, path)
+    if found := recognise_resnet(network):
+        return found
+    some = ", ".join(sorted(network.tensors)[:5])
+    raise UsageError(
+        f"{path} holds tensors of no known network ({some}, ...); known are the ViTs of dino, ibot, dinov2 and timm, "
+        "and ResNets; of another network of timm write the name, as --arch timm/NAME"
+    )
 
 
 def is_vit(network: Network) -> bool:
     return {"cls_token", "pos_embed", "patch_embed.proj.weight", "blocks.0.attn.qkv.weight"} <= network.tensors.keys()
 
 
-def _unknown(names: Iterable[str], path: Path) -> UsageError:
-    some = ", ".join(sorted(names)[:5])
-    return UsageError(
-        f"{path} holds tensors of no known network ({some}, ...); known are the ViTs of dino, ibot, dinov2 and timm, "
-        "and ResNets; of another network of timm write the name, as --arch timm/NAME"
-    )
-
-
-def _resnet(names: Tensors, path: Path) -> Recognised:
+def recognise_resnet(network: Network) -> Recognised | None:
+    """A ResNet of `RESNETS`, told by its blocks in every stage; None if it is none."""
+    names = network.tensors
+    if not {"conv1.weight", *(f"layer{stage}.0.conv1.weight" for stage in (1, 2, 3, 4))} <= names.keys():
+        return None
     layers = tuple(1 + max(_numbers(names, f"layer{stage}.")) for stage in (1, 2, 3, 4))
     last = "conv3" if "layer1.0.conv3.weight" in names else "conv2"
     arch = RESNETS.get((last, layers))
     if arch is None:
-        raise _unknown(names, path)
+        return None
     stem = names["conv1.weight"]
     options = {"in_chans": stem.shape[1]} | ({"small_stem": True} if stem.shape[-1] == 3 else {})
     return Recognised("torchvision", arch.removeprefix("timm/"), arch, options)
 
 
-def _vit(network: Network, path: Path) -> Recognised:
+def recognise_vit(network: Network, path: Path) -> Recognised:
+    """A ViT with a class token, of any size.
+
+    Raises:
+        UsageError: it has what only timm's ViTs have.
+    """
     names = network.tensors
-    if odd := {"fc_norm.weight", "reg_token", "norm_pre.weight"} & names.keys():
-        raise UsageError(f"{path} is a ViT as timm alone has them ({', '.join(odd)}); write its name, --arch timm/NAME")
-    options = vit_options(names)
+    odd = sorted({"fc_norm.weight", "reg_token", "norm_pre.weight"} & names.keys())
+    positions = names["pos_embed"].shape[1] - 1
+    if isqrt(positions) ** 2 != positions:
+        odd.append(f"positions of {positions + 1} tokens, not of a square grid and a class token")
+    if odd:
+        raise UsageError(f"{path} is a ViT as only timm has them ({', '.join(odd)}); write its name, --arch timm/NAME")
+    options = _vit_options(names)
     family = _family_of_vit(network)
     options["antialias_positions"] = family == "timm" or options["num_registers"] > 0
     return Recognised(family, _vit_name(family, options), "", options)
@@ -188,7 +196,7 @@ def _family_of_vit(network: Network) -> str:
     return "timm" if "head.weight" in names else "dino"
 
 
-def vit_options(names: Tensors) -> dict[str, Any]:
+def _vit_options(names: Tensors) -> dict[str, Any]:
     """Arguments of `VisionTransformer` that the shapes of a ViT's tensors give."""
     patch = names["patch_embed.proj.weight"]
     dim, patch_size = patch.shape[0], patch.shape[-1]

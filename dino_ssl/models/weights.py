@@ -10,47 +10,34 @@ import torch
 from torch import Tensor, nn
 
 from dino_ssl.errors import UsageError
-from dino_ssl.models.backbone import VIT_SIZES, Backbone, build_backbone
+from dino_ssl.models.backbone import Backbone
 from dino_ssl.models.encoder import Encoder
 from dino_ssl.models.timm_adapter import TimmBackbone
 from dino_ssl.models.vit import VisionTransformer
 from dino_ssl.models.weight_files import WeightFile, read_weight_file
-from dino_ssl.models.weight_keys import (
-    Network,
-    Recognised,
-    Tensors,
-    groups,
-    is_vit,
-    may_be_left_out,
-    network_in,
-    recognise,
-)
+from dino_ssl.models.weight_keys import Network, Tensors, groups, may_be_left_out, network_in
+from dino_ssl.models.weight_plans import Plan, plan_for
 
-OUR_FORMAT = "dino-ssl/"
 LEAST_MATCHED = 0.95
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 MOST_NAMED = 4
 """Tensors that an error names one by one."""
 
 
 @dataclass(frozen=True)
-class _Images:
-    """How the images of an encoder are prepared; the fields are those of `Encoder`."""
+class Loaded:
+    """An encoder and where it comes from.
 
-    size: int = 224
-    center_crop: float = 0.875
-    mean: tuple[float, ...] = IMAGENET_MEAN
-    std: tuple[float, ...] = IMAGENET_STD
+    Attributes:
+        family: dino-ssl, dino, ibot, dinov2, timm or torchvision.
+        key: teacher or student; empty where the file holds one network only.
+        tensors: what the file gave to the backbone, as it was there.
+    """
 
-
-@dataclass(frozen=True)
-class _Plan:
-    """What is to be built, and for which images."""
-
+    encoder: Encoder
     family: str
-    name: str
-    backbone: nn.Module
-    images: _Images
+    key: str
+    file: WeightFile
+    tensors: Tensors
 
 
 def load_encoder(
@@ -74,113 +61,57 @@ def load_encoder(
         UsageError: the file cannot be used, is of no known family, contradicts the arguments, or fewer than 95 % of
             the tensors match.
     """
+    return load(path, key=key, arch=arch, patch_size=patch_size, size=size, center_crop=center_crop).encoder
+
+
+def load(
+    path: Path,
+    *,
+    key: str = "teacher",
+    arch: str | None = None,
+    patch_size: int | None = None,
+    size: int | None = None,
+    center_crop: float | None = None,
+) -> Loaded:
+    """`load_encoder`, with what else there is to know."""
     file = read_weight_file(path)
     network = network_in(file.content, key, file.path)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        plan = _planned(file, network, arch)
-    used, report = _fill(plan.backbone, network, file.path)
+    plan = plan_for(file, network, arch)
+    backbone = _built(plan, network)
     images = replace(plan.images, size=size or plan.images.size, center_crop=center_crop or plan.images.center_crop)
-    _check_sizes(plan, network, images.size, patch_size, file.path)
-    return Encoder(
-        backbone=cast(Backbone, plan.backbone.eval().requires_grad_(False)),
+    _check_sizes(backbone, network, images.size, patch_size, file.path)
+    used, report = _fill(backbone, network, file.path)
+    encoder = Encoder(
+        backbone=cast(Backbone, backbone.eval().requires_grad_(False)),
         name=plan.name,
         origin=_origin(file, network),
-        digest=_digest(used),
+        digest=digest_of(used),
         report=", ".join([report[0], *_interpolated(network, images.size), *report[1:]]),
         size=images.size,
         center_crop=images.center_crop,
         mean=images.mean,
         std=images.std,
     )
+    return Loaded(encoder, plan.family, network.key, file, used)
 
 
-def _planned(file: WeightFile, network: Network, arch: str | None) -> _Plan:
-    """By what is surest: our own configuration, timm's, the user's word, the names of the tensors."""
-    if str(file.content.get("format", "")).startswith(OUR_FORMAT):
-        return _our_plan(file, arch)
-    if file.card:
-        return _timm_plan(file, network)
-    if arch is not None:
-        return _asked_plan(arch, network, file.path)
-    found = recognise(network, file.path)
-    return _Plan(found.family, found.name, _build(found), _imagenet(found, file.path))
-
-
-def _our_plan(file: WeightFile, arch: str | None) -> _Plan:
-    try:
-        config = file.content["config"]
-        model, crops = config["model"], config["crops"]
-        backbone = build_backbone(
-            model["name"],
-            image_size=crops["global_size"],
-            patch_size=model["patch_size"],
-            small_stem=model["small_stem"],
-            in_chans=len(crops["mean"]),
-        )
-        images = _Images(crops["global_size"], config["knn"]["center_crop"], tuple(crops["mean"]), tuple(crops["std"]))
-    except (KeyError, TypeError) as error:
-        raise UsageError(f"{file.path} says that dino-ssl wrote it, but its configuration lacks {error}") from None
-    if arch not in (None, model["name"]):
-        raise UsageError(f"arch={arch}, but {file.path} holds {model['name']}; leave --arch out")
-    name = f"{model['name']}/{model['patch_size']}" if model["name"] in VIT_SIZES else model["name"]
-    return _Plan("dino-ssl", name, backbone, images)
-
-
-def _timm_plan(file: WeightFile, network: Network) -> _Plan:
-    """What timm's own `config.json` says."""
-    card, name = file.card, f"timm/{file.card['architecture']}"
-    try:
-        told = card.get("pretrained_cfg", card)
-        channels, size, _ = told["input_size"]
-        images = _Images(size, told["crop_pct"], tuple(told["mean"]), tuple(told["std"]))
-        backbone = TimmBackbone(
-            card["architecture"], image_size=size, in_chans=channels, options=card.get("model_args", {})
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        if isinstance(error, UsageError):
-            raise
-        raise UsageError(f"{file.path.with_name('config.json')} is no configuration of timm: {error}") from None
-    return _Plan("timm", name, backbone, images)
-
-
-def _asked_plan(arch: str, network: Network, path: Path) -> _Plan:
-    """What the user calls the network; sizes are those of the tensors."""
-    if arch.startswith("timm/"):
-        backbone = TimmBackbone(arch.removeprefix("timm/"), image_size=_Images.size)
-        told = backbone.model.pretrained_cfg
-        images = _Images(told["input_size"][-1], told["crop_pct"], tuple(told["mean"]), tuple(told["std"]))
-        if images.size != _Images.size:
-            backbone = TimmBackbone(arch.removeprefix("timm/"), image_size=images.size)
-        return _Plan("timm", arch, backbone, images)
-    found = recognise(network, path) if is_vit(network) or arch not in VIT_SIZES else None
-    if found is not None and not found.arch and arch in VIT_SIZES:
-        dim, depth, heads = VIT_SIZES[arch]
-        options = {**found.options, "embed_dim": dim, "depth": depth, "num_heads": heads}
-        return _Plan(found.family, f"{arch}/{options['patch_size']}", VisionTransformer(**options), _Images())
-    return _Plan("torchvision", arch, build_backbone(arch, image_size=_Images.size), _Images())
-
-
-def _build(found: Recognised) -> nn.Module:
-    if found.arch:
-        return build_backbone(found.arch, image_size=_Images.size, **found.options)
-    return VisionTransformer(**found.options)
-
-
-def _imagenet(found: Recognised, path: Path) -> _Images:
-    if found.options["in_chans"] != len(IMAGENET_MEAN):
-        raise UsageError(
-            f"{path} takes {found.options['in_chans']} channels and does not say their mean and deviation; write the "
-            "checkpoint of a run, or a folder with the config.json of timm"
-        )
-    return _Images()
+def _built(plan: Plan, network: Network) -> nn.Module:
+    """The network with the weights of seed 0; with none where the file has all, since drawing them takes seconds."""
+    if plan.all_is_stored:
+        with torch.device("meta"):
+            backbone = plan.build()
+        if backbone.state_dict().keys() <= network.tensors.keys():
+            return backbone
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return plan.build()
 
 
 def _fill(backbone: nn.Module, network: Network, path: Path) -> tuple[Tensors, list[str]]:
     """Put the tensors in; those that fitted, and what to report of it.
 
     Raises:
-        UsageError: fewer than 95 % of the tensors of both sides have a partner of the same shape.
+        UsageError: a tensor has another shape, or fewer than 95 % of both sides' tensors have a partner.
     """
     prefix = "model." if isinstance(backbone, TimmBackbone) else ""
     given = {name if name.startswith(prefix) else prefix + name: value for name, value in network.tensors.items()}
@@ -188,44 +119,45 @@ def _fill(backbone: nn.Module, network: Network, path: Path) -> tuple[Tensors, l
     heads = {name for name in given.keys() - wanted.keys() if may_be_left_out(name.removeprefix(prefix))}
     given = {name: value for name, value in given.items() if name not in heads}
     used = {name: value for name, value in given.items() if name in wanted and wanted[name].shape == value.shape}
-    if len(used) < LEAST_MATCHED * len(given.keys() | wanted.keys()):
-        raise _mismatch(given, wanted, used, path)
-    backbone.load_state_dict(used, strict=False)
-    missing, surplus = sorted(wanted.keys() - used.keys()), sorted(given.keys() - used.keys())
-    ignored = groups([*network.outside, *(name.removeprefix(prefix) for name in heads)])
+    misshapen = (given.keys() & wanted.keys()) - used.keys()
+    if misshapen or len(used) < LEAST_MATCHED * len(given.keys() | wanted.keys()):
+        raise UsageError(_mismatch(given, wanted, used, path))
+    ready = {name: value.to(wanted[name].dtype).contiguous() for name, value in used.items()}
+    backbone.load_state_dict(ready, strict=False, assign=True)
     notes = {
-        "NOT in the file, left as built:": missing,
-        "in the file, NOT used:": surplus,
-        "ignored": ignored,
+        "NOT in the file, left as built:": sorted(wanted.keys() - used.keys()),
+        "in the file, NOT used:": sorted(given.keys() - used.keys()),
+        "ignored": groups([*network.outside, *(name.removeprefix(prefix) for name in heads)]),
     }
     return used, [f"matched {len(used)}/{len(wanted)}", *(f"{k} {' '.join(v)}" for k, v in notes.items() if v)]
 
 
-def _mismatch(given: dict[str, Tensor], wanted: dict[str, Tensor], used: Tensors, path: Path) -> UsageError:
-    def some(names: list[str], of: dict[str, Tensor]) -> str:
-        listed = [f"{name} {tuple(of[name].shape)}" for name in names[:MOST_NAMED]]
-        return ", ".join(listed) + (f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else "")
-
-    lacking, surplus = [n for n in wanted if n not in used], [n for n in given if n not in used]
-    return UsageError(
-        f"{path}: only {len(used)} of {len(wanted)} tensors match (95 % are needed). The network wants "
-        f"{some(lacking, wanted) or 'nothing more'}; the file has {some(surplus, given) or 'nothing more'}; write the "
-        "network that it was made with, as --arch vit_small, resnet50 or timm/NAME"
+def _mismatch(given: Tensors, wanted: Tensors, used: Tensors, path: Path) -> str:
+    lacking, surplus = [name for name in wanted if name not in used], [name for name in given if name not in used]
+    return (
+        f"{path}: {len(used)} of {len(wanted)} tensors match; at least 95 % must, and none may have another shape. The "
+        f"network wants {_listed(lacking, wanted)}; the file has {_listed(surplus, given)}; write the network that it "
+        "was made with, as --arch vit_small, resnet50 or timm/NAME"
     )
 
 
-def _check_sizes(plan: _Plan, network: Network, size: int, patch_size: int | None, path: Path) -> None:
+def _listed(names: list[str], tensors: Tensors) -> str:
+    some = ", ".join(f"{name} {tuple(tensors[name].shape)}" for name in names[:MOST_NAMED])
+    return some + (f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else "") if some else "no more"
+
+
+def _check_sizes(backbone: nn.Module, network: Network, size: int, patch_size: int | None, path: Path) -> None:
     weight = network.tensors.get("patch_embed.proj.weight")
     if patch_size is not None and (weight is None or weight.shape[-1] != patch_size):
-        has = "has no patches" if weight is None else f"has patches of {weight.shape[-1]}"
+        has = "has no patches" if weight is None else f"has patches of {weight.shape[-1]} pixels"
         raise UsageError(f"patch_size={patch_size}, but the network in {path} {has}; leave --patch-size out")
-    if weight is not None and isinstance(plan.backbone, VisionTransformer) and size % weight.shape[-1]:
-        patch = weight.shape[-1]
-        near = max(patch, round(size / patch) * patch)
-        raise UsageError(f"size={size} must be a multiple of the patch size {patch}; write --size {near}")
+    if isinstance(backbone, VisionTransformer) and size % backbone.patch_size:
+        near = max(1, round(size / backbone.patch_size)) * backbone.patch_size
+        raise UsageError(f"size={size} must be a multiple of the patch size {backbone.patch_size}; write --size {near}")
 
 
 def _interpolated(network: Network, size: int) -> list[str]:
+    """What becomes of the table of positions at that size; of tables with and without a row for the class token."""
     positions, patch = network.tensors.get("pos_embed"), network.tensors.get("patch_embed.proj.weight")
     if positions is None or patch is None or positions.ndim != 3:
         return []
@@ -234,15 +166,18 @@ def _interpolated(network: Network, size: int) -> list[str]:
 
 
 def _origin(file: WeightFile, network: Network) -> str:
-    parts = [str(file.path), network.key]
-    step = file.content.get("step", "")
-    return ", ".join(filter(None, [*parts, f"step {step}" if isinstance(step, int) else ""]))
+    step = file.content.get("step")
+    return ", ".join(filter(None, [str(file.path), network.key, f"step {step}" if isinstance(step, int) else ""]))
 
 
-def _digest(tensors: Tensors) -> str:
-    """SHA-256 over name, type, shape and bytes of every tensor, sorted by name."""
+def digest_of(tensors: Tensors) -> str:
+    """SHA-256 over name, type, shape and bytes of every tensor, sorted by name, in hex."""
     digest = hashlib.sha256()
     for name, value in sorted(tensors.items()):
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
-        digest.update(value.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        digest.update(_bytes_of(value))
     return digest.hexdigest()
+
+
+def _bytes_of(value: Tensor) -> bytes:
+    return value.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()

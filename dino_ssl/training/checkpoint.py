@@ -8,8 +8,6 @@ import pickle
 import random
 import re
 import shutil
-import zipfile
-import zlib
 from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dino_ssl.checksums import sidecar, verify
 from dino_ssl.durable import link_or_copy, sync_folder, write_atomically
 from dino_ssl.errors import RunError, UsageError
 
@@ -122,7 +121,7 @@ class CheckpointStore:
         there = self._numbered()
         for step in (there.keys() & set(self._saved)) - stay:
             try:
-                _sidecar(there[step]).unlink(missing_ok=True)
+                sidecar(there[step]).unlink(missing_ok=True)
                 there[step].unlink(missing_ok=True)
             except OSError as error:
                 _log.warning("cannot delete the old checkpoint %s: %s", there[step], error.strerror)
@@ -142,63 +141,16 @@ class CheckpointStore:
         )
 
 
-def verify(path: Path) -> None:
-    """Read the checkpoint `path` whole and compare it with its checksum.
-
-    Without a `.sha256` file beside it, the checksums inside the archive decide.
-
-    Raises:
-        RunError: it is damaged or cannot be read; says which file and why.
-    """
-    try:
-        recorded = _sidecar(path).read_bytes() if _sidecar(path).exists() else b""
-        expected = re.match(rb"[0-9a-f]{64}\b", recorded)
-        damage = _damage_by_archive(path) if expected is None else _damage_by_digest(path, expected[0])
-    except OSError as error:
-        raise RunError(f"{path} cannot be read: {error.strerror or error}") from error
-    if damage:
-        raise RunError(f"{path} is damaged: {damage}")
-
-
-def _damage_by_digest(path: Path, expected: bytes) -> str:
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return "" if digest.encode() == expected else f"its SHA-256 is not the one in {_sidecar(path).name}"
-
-
-# What zipfile makes of garbage, found by changing every byte of a checkpoint.
-_GARBAGE = (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError, ValueError)
-
-
-def _damage_by_archive(path: Path) -> str:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            broken = next((e.filename for e in archive.infolist() if _is_marked_as_folder(e)), None)
-            broken = broken or archive.testzip()
-    except _GARBAGE as error:
-        return f"{error}"
-    return f"wrong checksum of {broken}" if broken else ""
-
-
-def _is_marked_as_folder(entry: zipfile.ZipInfo) -> bool:
-    """Torch would take arbitrary memory for the bytes of `entry`, without a word."""
-    return bool(entry.external_attr & 0x10)
-
-
-def _sidecar(path: Path) -> Path:
-    return path.with_name(path.name + ".sha256")
-
-
 def _publish(state: dict[str, Any], path: Path) -> None:
     """Write `path` and, in the format of `sha256sum`, its sidecar."""
     temporary = path.with_name(path.name + ".tmp")
     digest = _write(state, temporary)
     # Dying between any two lines leaves data whose sidecar is its own or missing, never that of an older
     # save of the same step.
-    _sidecar(path).unlink(missing_ok=True)
+    sidecar(path).unlink(missing_ok=True)
     temporary.replace(path)
     sync_folder(path.parent)
-    write_atomically(_sidecar(path), f"{digest}  {path.name}\n".encode())
+    write_atomically(sidecar(path), f"{digest}  {path.name}\n".encode())
 
 
 def _write(state: dict[str, Any], path: Path) -> str:

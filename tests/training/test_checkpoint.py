@@ -20,9 +20,10 @@ import pytest
 import torch
 from torch import nn
 
+from dino_ssl.checksums import verify
 from dino_ssl.durable import link_or_copy, write_atomically
 from dino_ssl.errors import RunError, UsageError
-from dino_ssl.training.checkpoint import CheckpointStore, capture_rng, check_plain, restore_rng, verify
+from dino_ssl.training.checkpoint import CheckpointStore, capture_rng, check_plain, restore_rng
 
 
 def a_state(step: int) -> dict[str, Any]:

@@ -1,0 +1,151 @@
+"""Which network is to be built for a file, and how its images are prepared."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from math import isqrt
+from pathlib import Path
+
+from torch import nn
+
+from dino_ssl.errors import UsageError
+from dino_ssl.models.backbone import VIT_SIZES, build_backbone, unknown_backbone
+from dino_ssl.models.resnet import LAYOUTS
+from dino_ssl.models.timm_adapter import TimmBackbone
+from dino_ssl.models.vit import VisionTransformer
+from dino_ssl.models.weight_files import WeightFile
+from dino_ssl.models.weight_keys import Network, Recognised, is_vit, recognise, recognise_resnet, recognise_vit
+
+OUR_FORMAT = "dino-ssl/"
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Images:
+    """How the images of an encoder are prepared, see `Encoder`; the defaults are those of DINO's evaluations."""
+
+    size: int = 224
+    center_crop: float = 0.875
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A network to build and its images.
+
+    Attributes:
+        family: dino-ssl, dino, ibot, dinov2, timm or torchvision.
+        name: of the architecture, for people.
+        build: makes it with fresh weights.
+        all_is_stored: whether the network is nothing but its tensors, so that it can be made without their values.
+    """
+
+    family: str
+    name: str
+    build: Callable[[], nn.Module]
+    images: Images
+    all_is_stored: bool = False
+
+
+def plan_for(file: WeightFile, network: Network, arch: str | None) -> Plan:
+    """By what is surest: our own configuration, timm's, the user's word, the names of the tensors.
+
+    Raises:
+        UsageError: none of them tells, or they contradict each other.
+    """
+    if is_ours(file):
+        return _by_our_configuration(file, arch)
+    if file.card:
+        return _by_card(file, arch)
+    if arch is None:
+        return _by_names(recognise(network, file.path), file.path)
+    if arch.startswith("timm/"):
+        return _by_timms_name(arch, network)
+    return _by_our_name(arch, network, file.path)
+
+
+def is_ours(file: WeightFile) -> bool:
+    """Whether this tool's pretraining wrote the file."""
+    return str(file.content.get("format", "")).startswith(OUR_FORMAT)
+
+
+def _by_our_configuration(file: WeightFile, arch: str | None) -> Plan:
+    try:
+        config = file.content["config"]
+        model, crops = config["model"], config["crops"]
+        _check_agreement(arch, model["name"], file.path)
+        build = partial(
+            build_backbone,
+            model["name"],
+            image_size=crops["global_size"],
+            patch_size=model["patch_size"],
+            small_stem=model["small_stem"],
+            in_chans=len(crops["mean"]),
+        )
+        images = Images(crops["global_size"], config["knn"]["center_crop"], tuple(crops["mean"]), tuple(crops["std"]))
+    except (KeyError, TypeError) as error:
+        raise UsageError(f"{file.path} says that dino-ssl wrote it, but its configuration lacks {error}") from None
+    name = f"{model['name']}/{model['patch_size']}" if model["name"] in VIT_SIZES else model["name"]
+    return Plan("dino-ssl", name, build, images, all_is_stored=model["name"] in VIT_SIZES)
+
+
+def _by_card(file: WeightFile, arch: str | None) -> Plan:
+    """What timm's own `config.json` says."""
+    card = file.card
+    _check_agreement(arch, f"timm/{card['architecture']}", file.path)
+    try:
+        told = card.get("pretrained_cfg", card)
+        channels, size, _ = told["input_size"]
+        images = Images(size, told["crop_pct"], tuple(told["mean"]), tuple(told["std"]))
+        options = card.get("model_args", {})
+        build = partial(TimmBackbone, card["architecture"], image_size=size, in_chans=channels, options=options)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UsageError(f"{file.path.parent / 'config.json'} is no configuration of timm: it lacks {error}") from None
+    return Plan("timm", f"timm/{card['architecture']}", build, images)
+
+
+def _check_agreement(arch: str | None, told: str, path: Path) -> None:
+    if arch not in (None, told):
+        raise UsageError(f"arch={arch}, but {path} holds {told}; leave --arch out")
+
+
+def _by_timms_name(arch: str, network: Network) -> Plan:
+    """timm knows the images; the size is that of the file's table of positions, if it has one."""
+    name = arch.removeprefix("timm/")
+    told = TimmBackbone(name, image_size=Images.size).model.pretrained_cfg
+    images = Images(told["input_size"][-1], told["crop_pct"], tuple(told["mean"]), tuple(told["std"]))
+    size = images.size
+    if {"pos_embed", "patch_embed.proj.weight"} <= network.tensors.keys():
+        patch = network.tensors["patch_embed.proj.weight"].shape[-1]
+        size = isqrt(network.tensors["pos_embed"].shape[1]) * patch
+    return Plan("timm", arch, partial(TimmBackbone, name, image_size=size), images)
+
+
+def _by_our_name(arch: str, network: Network, path: Path) -> Plan:
+    """The name says width, depth and heads; patches, positions and channels are those of the tensors."""
+    if arch in VIT_SIZES and is_vit(network):
+        found = recognise_vit(network, path)
+        dim, depth, heads = VIT_SIZES[arch]
+        sizes = {"embed_dim": dim, "depth": depth, "num_heads": heads}
+        name = f"{arch}/{found.options['patch_size']}"
+        return _by_names(Recognised(found.family, name, "", {**found.options, **sizes}), path)
+    if arch in LAYOUTS and (resnet := recognise_resnet(network)):
+        return _by_names(Recognised(resnet.family, arch, arch, resnet.options), path)
+    if arch not in VIT_SIZES and arch not in LAYOUTS:
+        raise UsageError(unknown_backbone(arch, knob="arch"))
+    # Nothing of it will fit, and the error says what would have been wanted.
+    return Plan("", arch, partial(build_backbone, arch, image_size=Images.size), Images())
+
+
+def _by_names(found: Recognised, path: Path) -> Plan:
+    if found.options["in_chans"] != len(IMAGENET_MEAN):
+        raise UsageError(
+            f"{path} takes {found.options['in_chans']} channels and does not say their mean and deviation; write the "
+            "checkpoint of a run, or a folder with the config.json of timm"
+        )
+    if not found.arch:
+        build = partial(VisionTransformer, **found.options)
+        return Plan(found.family, found.name, build, Images(), all_is_stored=True)
+    build = partial(build_backbone, found.arch, image_size=Images.size, **found.options)
+    return Plan(found.family, found.name, build, Images())
