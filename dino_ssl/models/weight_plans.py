@@ -144,8 +144,7 @@ def _by_names(found: Recognised, path: Path) -> Plan:
             f"{path} takes {found.options['in_chans']} channels and does not say their mean and deviation; write the "
             "checkpoint of a run, or a folder with the config.json of timm"
         )
-    if not found.arch:
-        build = partial(VisionTransformer, **found.options)
-        return Plan(found.family, found.name, build, Images(), all_is_stored=True)
-    build = partial(build_backbone, found.arch, image_size=Images.size, **found.options)
-    return Plan(found.family, found.name, build, Images())
+    if found.arch:
+        build = partial(build_backbone, found.arch, image_size=Images.size, **found.options)
+        return Plan(found.family, found.name, build, Images())
+    return Plan(found.family, found.name, partial(VisionTransformer, **found.options), Images(), all_is_stored=True)

@@ -77,7 +77,7 @@ def test_the_last_block_is_what_the_backbone_gives_without_asking_for_blocks(nam
     assert isinstance(backbone, Backbone) and len(blocks) == backbone.num_blocks > 1
     torch.testing.assert_close(blocks[-1].pooled, backbone(images))
     torch.testing.assert_close(blocks[-1].patches, backbone.patch_features(images))
-    assert blocks[0].patches.shape == (2, backbone.embed_dim, 2, 3)
+    assert blocks[0].patches.shape == (2, backbone.embed_dim, 2, 3) and backbone.patch_size == 16
 
 
 def test_attention_of_a_timm_vit_is_the_softmax_that_its_plain_attention_computes():
@@ -98,7 +98,7 @@ def test_convolutional_networks_have_one_block_their_last_map_and_its_mean(name)
     backbone = build_backbone(name, image_size=64).eval()
     images = torch.randn(2, 3, 64, 96)
     (block,) = backbone.last_blocks(images, 1)
-    assert backbone.num_blocks == 1
+    assert backbone.num_blocks == 1 and backbone.patch_size == 64 // block.patches.shape[2] == 32
     torch.testing.assert_close(block.patches, backbone.patch_features(images))
     torch.testing.assert_close(block.pooled, block.patches.flatten(2).mean(2))
     with pytest.raises(UsageError, match="blocks=2"):
