@@ -19,6 +19,7 @@ COMMANDS = {
     "stats": "look at a data set: numbers, broken and duplicate images, a picture of its crops",
     "pack": "write a data set as tar shards",
     "collect": "take the results of evaluation jobs into a run's journal",
+    "knn": "classify images by their nearest neighbours in a checkpoint's features",
     "compare": "print the numbers of several runs side by side",
 }
 OVERVIEW = f"""\

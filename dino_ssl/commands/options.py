@@ -1,6 +1,7 @@
 """The options that every evaluation has, with one spelling and one meaning."""
 
 from argparse import Namespace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,8 @@ from dino_ssl.config import PretrainConfig
 if TYPE_CHECKING:  # torch takes seconds, for which help and mistakes should not wait
     import torch
 
+    from dino_ssl.data.sources import Source
+    from dino_ssl.evaluation.results import Evaluation
     from dino_ssl.models.encoder import Encoder
 
 
@@ -35,12 +38,62 @@ def add_device(parser: Parser) -> None:
     add("--num-workers", type=whole(0), metavar="N", help="processes that read images (all cores but one)")
 
 
+def add_cache(parser: Parser) -> None:
+    """--cache, --no-cache."""
+    where = "where features are kept (RUN/eval/features; of other files ~/.cache/dino_ssl/features)"
+    parser.add_argument("--cache", type=Path, metavar="DIR", help=where)
+    parser.add_argument("--no-cache", action="store_true", help="keep no features")
+
+
 def add_data_root(parser: Parser) -> None:
     """--data-root."""
     root = PretrainConfig().data_root
     parser.add_argument(
         "--data-root", type=Path, default=root, metavar="DIR", help="folder of known data sets (%(default)s)"
     )
+
+
+def add_labelled(parser: Parser) -> None:
+    """What is learned from and what is classified: --train, --test, --data-root."""
+    add = parser.add_argument
+    add("--train", required=True, metavar="SOURCE", help="labelled images, as after dino-ssl pretrain --data")
+    add("--test", metavar="SOURCE", help="images to classify (the test split that belongs to --train)")
+    add_data_root(parser)
+
+
+def labelled_sources(words: Namespace) -> tuple["Source", "Source | None"]:
+    """The sources that the options of `add_labelled` ask for; the second is None where there is no test split.
+
+    Raises:
+        UsageError: one cannot be opened, has no labels, or the second has classes that the first lacks.
+    """
+    from dino_ssl.data.sources import labels_in, open_source, test_source_of  # noqa: PLC0415
+
+    train = open_source(words.train, words.data_root)
+    spec = words.test or test_source_of(words.train)
+    test = open_source(spec, words.data_root) if spec else None
+    for source in (train, test or train):
+        labels_in(source, train.classes)
+    return train, test
+
+
+def say(evaluations: "Sequence[Evaluation]", output: Path | None) -> None:
+    """Print the tables and write the file, on rank 0.
+
+    Raises:
+        RunError: the file cannot be written.
+    """
+    from dino_ssl.durable import naming  # noqa: PLC0415
+    from dino_ssl.evaluation.results import table, write  # noqa: PLC0415
+    from dino_ssl.training.ranks import placement  # noqa: PLC0415
+
+    if placement().rank > 0:
+        return
+    print("\n".join(f"\n{table(evaluation)}\n  {evaluation.seconds:.1f} s" for evaluation in evaluations))
+    if output is not None:
+        with naming(output):
+            write(output, evaluations)
+        print(f"\nwritten to {output}")
 
 
 def add_output(parser: Parser) -> None:
@@ -55,6 +108,7 @@ def encoder_of(words: Namespace) -> "Encoder":
         UsageError: see `load_encoder`.
     """
     from dino_ssl.models.weights import load_encoder  # noqa: PLC0415
+    from dino_ssl.training.ranks import placement  # noqa: PLC0415
 
     encoder = load_encoder(
         words.weights,
@@ -64,7 +118,8 @@ def encoder_of(words: Namespace) -> "Encoder":
         size=words.size,
         center_crop=words.center_crop,
     )
-    print(f"{encoder.name} from {encoder.origin}: {encoder.report}")
+    if placement().rank == 0:
+        print(f"{encoder.name} from {encoder.origin}: {encoder.report}")
     return encoder
 
 

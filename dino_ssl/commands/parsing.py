@@ -52,7 +52,7 @@ def whole(least: int, most: int | None = None) -> Callable[[str], int]:
     return number
 
 
-def real(least: float, most: float = float("inf"), *, open_below: bool = False) -> Callable[[str], float]:
+def real(least: float | int, most: float | int = float("inf"), *, open_below: bool = False) -> Callable[[str], float]:
     """What reads a number in [least, most], or in (least, most] if it is `open_below`."""
     rule = f"a number {'above' if open_below else 'from'} {least:g}" + (f" to {most:g}" if most < float("inf") else "")
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
-from dino_ssl.evaluation.results import Evaluation, Measurement, data_line, label
+from dino_ssl.evaluation.results import Evaluation, Measurement, conditions, label
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ def _keyed(evaluations: Sequence[Evaluation]) -> Iterator[tuple[tuple[str, str, 
     """(title, fingerprints, name) of each number."""
     seen: set[tuple[str, str, str]] = set()
     for evaluation in evaluations:
-        title, data = f"{evaluation.protocol}: {data_line(evaluation)}", str(fingerprints(evaluation))
+        title, data = f"{evaluation.protocol}: {conditions(evaluation)}", str(fingerprints(evaluation))
         keys = [(title, data, label(measurement)) for measurement in evaluation.measurements]
         baseline = bool(seen.intersection(keys))
         seen.update(keys)

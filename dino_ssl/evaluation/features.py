@@ -1,6 +1,6 @@
 """Images of a source through a frozen encoder: DINO's evaluation transform, batch by batch."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -14,9 +14,10 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as TF
 
 from dino_ssl.data.decoding import BrokenImage, bands
-from dino_ssl.data.sources import Source, load
+from dino_ssl.data.sources import Source, labels_in, load
 from dino_ssl.data.transfer import normalize
 from dino_ssl.errors import DivergedError, RunError
+from dino_ssl.evaluation.readouts import POOLED, Readout
 
 
 @dataclass(frozen=True)
@@ -24,18 +25,39 @@ class Features:
     """What an encoder says of the images of a source that can be read.
 
     Attributes:
-        values: on the CPU.
+        values: float32, on the CPU.
         indices: where each image stands in its source; picks its label.
         broken: (file, reason) of each image that was left out.
     """
 
-    values: Float[Tensor, "n d"]
+    values: Float[Tensor, "n ..."]
     indices: Int64[np.ndarray, " n"]
     broken: list[tuple[str, str]]
 
     @property
     def num_broken(self) -> int:
         return len(self.broken)
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Features with the classes of their images.
+
+    Attributes:
+        labels: indices into the classes of the set that is learned from.
+    """
+
+    values: Float[Tensor, "n ..."]
+    labels: Int64[Tensor, " n"]
+
+
+def labelled(features: Features, source: Source, classes: tuple[str, ...]) -> Labelled:
+    """Features of a source with its labels, as indices into `classes`.
+
+    Raises:
+        UsageError: the source has no labels, or a class that is not among `classes`.
+    """
+    return Labelled(features.values, torch.from_numpy(labels_in(source, classes)[features.indices]))
 
 
 def center_pixels(pixels: UInt8[np.ndarray, "h w c"], size: int, center_crop: float) -> UInt8[Tensor, "c size size"]:
@@ -56,24 +78,26 @@ def extract_features(
     mean: Sequence[float],
     std: Sequence[float],
     device: torch.device,
+    readout: Readout = POOLED,
     batch_size: int = 256,
     num_workers: int = 0,
     indices: Sequence[int] | None = None,
     precision: torch.dtype | None = None,
+    advance: Callable[[int], object] = lambda count: None,
 ) -> Features:
     """Encode the images `indices` (all by default), in that order, in evaluation mode and without gradients.
 
     The encoder's modes and the global random states are afterwards what they were, so that training goes on
-    bit for bit as if nothing had happened.
+    bit for bit as if nothing had happened. Where no image can be read there are no values; `joined` refuses that.
 
     Args:
-        encoder: normalised images [b, c, size, size] to features [b, d]; lies on `device`.
+        encoder: takes normalised images [b, c, size, size]; lies on `device`.
         mean, std: one number per channel.
         size: side of the centre crop, pixels.
         center_crop: `size` over the resized short side, in (0, 1].
         precision: autocast to this type; None computes as the weights are.
+        advance: called after each batch with its number of images.
     Raises:
-        RunError: no image can be read.
         DivergedError: a feature is not finite.
     """
     chosen = range(len(source)) if indices is None else indices
@@ -84,12 +108,25 @@ def extract_features(
             kept += batch.indices
             broken += batch.broken
             if batch.indices:
-                values.append(encoder(normalize(batch.pixels.to(device), mean, std)).float().cpu())
-    if not values:
-        raise RunError(f"{source.name}: none of the {len(chosen)} images can be read; {_first(broken)}")
-    features = Features(torch.cat(values), np.array(kept, np.int64), broken)
+                values.append(readout(encoder, normalize(batch.pixels.to(device), mean, std)).float().cpu())
+            advance(len(batch.indices) + len(batch.broken))
+    features = Features(torch.cat(values) if values else torch.empty(0, 0), np.array(kept, np.int64), broken)
     _check_finite(features, source)
     return features
+
+
+def joined(parts: Sequence[Features], source: Source) -> Features:
+    """Parts of a source's features as one.
+
+    Raises:
+        RunError: no image can be read.
+    """
+    broken = [entry for part in parts for entry in part.broken]
+    full = [part for part in parts if len(part.indices)]
+    if not full:
+        raise RunError(f"{source.name}: none of the {len(broken)} images can be read; {_first(broken)}")
+    indices = np.concatenate([part.indices for part in full])
+    return Features(torch.cat([part.values for part in full]), indices, broken)
 
 
 def pixel_features(images: UInt8[np.ndarray, "n h w c"]) -> Float[Tensor, "n d"]:
@@ -156,7 +193,7 @@ def _batches(crops: _CenterCrops, batch_size: int, num_workers: int) -> Iterator
 
 
 def _check_finite(features: Features, source: Source) -> None:
-    finite = torch.isfinite(features.values).all(1)
+    finite = torch.isfinite(features.values).flatten(1).all(1)
     if not finite.all():
         first = int(features.indices[int(finite.int().argmin())])
         raise DivergedError(

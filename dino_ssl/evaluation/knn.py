@@ -15,6 +15,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from dino_ssl.errors import UsageError
+from dino_ssl.evaluation.metrics import ranks_of_truth
 
 # A table of QUERY_ROWS x BANK_ROWS similarities (32 MiB) bounds the memory whatever the size of the bank.
 QUERY_ROWS = 512
@@ -77,16 +78,40 @@ def knn_accuracy(
 
     Source: facebookresearch/dino, `eval_knn.py` (after Wu et al. 2018, arXiv:1805.01978).
     """
-    rule = _Rule(tuple(ks), temperature, leave_one_out, score)
+    ranks = knn_ranks(
+        bank, bank_labels, queries, query_labels,
+        ks=ks, temperature=temperature, leave_one_out=leave_one_out, score=score,
+    )  # fmt: skip
+    return KnnResult(
+        top1={k: _share_below(1, ranks[k]) for k in ks},
+        top5={k: _share_below(min(5, k), ranks[k]) for k in ks},
+    )
+
+
+def knn_ranks(
+    bank: Float[Tensor, "n d"],
+    bank_labels: Int64[Tensor, "n"],
+    queries: Float[Tensor, "q d"],
+    query_labels: Int64[Tensor, "q"],
+    *,
+    ks: Sequence[int] = (20,),
+    temperature: float = 0.07,
+    leave_one_out: bool = False,
+    first_query: int = 0,
+    score: Score = cosine,
+) -> dict[int, Int64[Tensor, "q"]]:
+    """By k, how many classes come before the true one of each query: 0 is a hit. Rules and errors of `knn_accuracy`.
+
+    Args:
+        first_query: with `leave_one_out`, where in the bank the queries begin, which may be a part of it.
+    """
+    rule = _Rule(tuple(ks), temperature, leave_one_out, score, first_query)
     rule.check(len(bank), len(queries))
     num_classes = 1 + int(max(bank_labels.max(), query_labels.max()))
     ranks: dict[int, list[Tensor]] = {k: [] for k in ks}
     for rows, k, votes in _vote_tables(bank, bank_labels, queries, rule, num_classes):
-        ranks[k].append(_rank(votes, query_labels[rows].to(votes.device)))
-    return KnnResult(
-        top1={k: _share_below(1, torch.cat(ranks[k])) for k in ks},
-        top5={k: _share_below(min(5, k), torch.cat(ranks[k])) for k in ks},
-    )
+        ranks[k].append(ranks_of_truth(votes, query_labels[rows].to(votes.device)))
+    return {k: torch.cat(ranks[k]) for k in ks}
 
 
 def knn_predict(
@@ -144,6 +169,7 @@ class _Rule:
     temperature: float
     leave_one_out: bool
     score: Score
+    first_query: int = 0
 
     def check(self, num_bank: int, num_queries: int) -> None:
         available = num_bank - self.leave_one_out
@@ -158,7 +184,8 @@ class _Rule:
             problems.append(f"knn.temperature={self.temperature} must be positive; write 0.07")
         if problems:
             raise UsageError(*problems)
-        assert not self.leave_one_out or num_bank == num_queries, "leave_one_out compares a set with itself"
+        within = self.first_query + num_queries <= num_bank
+        assert not self.leave_one_out or within, "leave_one_out compares a set, or a part of it, with itself"
 
 
 @contextmanager
@@ -183,7 +210,7 @@ def _vote_tables(
     """Rows of the queries, a number of neighbours, and the votes that these give those: every combination."""
     bank_labels = bank_labels.to(queries.device)
     for rows in _chunks(len(queries), min(QUERY_ROWS, max(1, MAX_VOTES // num_classes))):
-        own_index = rows.start if rule.leave_one_out else None
+        own_index = rule.first_query + rows.start if rule.leave_one_out else None
         scores, indices = _neighbours(bank, queries[rows], max(rule.ks), rule.score, own_index)
         for k in rule.ks:
             yield rows, k, _votes(scores[:, :k], bank_labels[indices[:, :k]], rule.temperature, num_classes)
@@ -233,13 +260,6 @@ def _votes(
     """Sums of exp(score / temperature) by class, over the nearest neighbour's so that they stay finite."""
     weights = ((scores - scores[:, :1]) / temperature).exp()
     return weights.new_zeros(len(weights), num_classes).scatter_add_(1, labels, weights)
-
-
-def _rank(votes: Float[Tensor, "r c"], truth: Int64[Tensor, "r"]) -> Int64[Tensor, "r"]:
-    """How many classes come before the true one."""
-    own = votes.gather(1, truth[:, None])
-    lower = torch.arange(votes.shape[1], device=votes.device) < truth[:, None]
-    return ((votes > own) | ((votes == own) & lower)).sum(1)
 
 
 def _share_below(limit: int, ranks: Int64[Tensor, "q"]) -> float:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from dino_ssl.durable import write_atomically
 from dino_ssl.evaluation.protocols import MEANING
-from dino_ssl.evaluation.results import Evaluation, Measurement, between, data_line, label, percent
+from dino_ssl.evaluation.results import Evaluation, Measurement, between, conditions, label, percent
 
 STYLE = resources.files("dino_ssl") / "evaluation" / "pages" / "report.css"
 
@@ -27,7 +27,7 @@ def markdown(evaluations: Iterable[Evaluation]) -> str:
     """A table of every number, for a README or an issue."""
     head = ["| protocol | data | metric | value | 95 % interval |", "|---|---|---|---:|---|"]
     rows = [
-        f"| {evaluation.protocol} | {_plain(data_line(evaluation))} | {label(m)} | {percent(m.value)} "
+        f"| {evaluation.protocol} | {_plain(conditions(evaluation))} | {label(m)} | {percent(m.value)} "
         f"| {between(m.interval)} |"
         for evaluation in evaluations
         for m in evaluation.measurements
@@ -64,7 +64,7 @@ def _section(evaluation: Evaluation) -> str:
     return (
         f"<section>\n<h2>{escape(evaluation.protocol)}</h2>\n"
         f"<p>{escape(MEANING.get(evaluation.protocol, ''))}</p>\n"
-        f'<p class="data">{escape(data_line(evaluation))} &middot; {evaluation.seconds:,.0f} s</p>\n'
+        f'<p class="data">{escape(conditions(evaluation))} &middot; {evaluation.seconds:,.0f} s</p>\n'
         f"<table><thead><tr><th>metric<th>value<th>95 % interval<th></tr></thead>\n<tbody>\n{rows}\n</tbody></table>\n"
         "</section>"
     )

@@ -1,7 +1,7 @@
 """What an evaluation found, in one schema for all of them: for programs a JSON file, for people a table."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from dino_ssl.errors import UsageError
 from dino_ssl.models.encoder import Encoder
 
 SCHEMA = 1
-Plain = str | int | float | bool | None | list["Plain"] | dict[str, "Plain"]
+Plain = str | int | float | bool | None | Sequence["Plain"] | Mapping[str, "Plain"]
 
 
 @dataclass(frozen=True)
@@ -26,13 +26,13 @@ class Measurement:
         metric: `knn/top1`, `linear/macro`, `davis/j_and_f`, ...
         value: a share in [0, 1], as every accuracy, J, F and mAP is.
         interval: 95 % bootstrap interval over the test images; None where there is none.
-        settings: what tells it from its neighbours: k, temperature, learning rate, blocks.
+        settings: what tells it from its neighbours: k, shots.
     """
 
     metric: str
     value: float
     interval: tuple[float, float] | None = None
-    settings: dict[str, Plain] = field(default_factory=dict)
+    settings: Mapping[str, Plain] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -44,15 +44,17 @@ class Evaluation:
         encoder: name, origin, digest and image transform of the encoder.
         data: by role (train, test, bank, queries): SOURCE, fingerprint, number of images that could be read.
         seconds: wall time.
+        settings: what holds for every number: temperature, epochs.
         details: what is too long for a table: accuracies by class, a whole grid.
     """
 
     protocol: str
-    encoder: dict[str, Plain]
-    data: dict[str, Plain]
+    encoder: Mapping[str, Plain]
+    data: Mapping[str, Plain]
     measurements: list[Measurement]
     seconds: float
-    details: dict[str, Plain] = field(default_factory=dict)
+    settings: Mapping[str, Plain] = field(default_factory=dict)
+    details: Mapping[str, Plain] = field(default_factory=dict)
 
 
 def about(encoder: Encoder) -> dict[str, Plain]:
@@ -111,7 +113,7 @@ def _evaluation(entry: dict[str, Any]) -> Evaluation:
 
 def table(evaluation: Evaluation) -> str:
     """Lines for a plain terminal: the protocol, the encoder, the data, then each number with its interval."""
-    title = f"{evaluation.protocol}: {evaluation.encoder['name']}, {data_line(evaluation)}"
+    title = f"{evaluation.protocol}: {evaluation.encoder['name']}, {conditions(evaluation)}"
     return lines(title, [(label(m), m.value, m.interval) for m in evaluation.measurements])
 
 
@@ -122,6 +124,11 @@ def lines(title: str, rows: Sequence[tuple[str, float, tuple[float, float] | Non
     return "\n".join([title, *below])
 
 
+def conditions(evaluation: Evaluation) -> str:
+    """The data, then the settings that hold for every number."""
+    return "; ".join(filter(None, [data_line(evaluation), _written(evaluation.settings)]))
+
+
 def data_line(evaluation: Evaluation) -> str:
     """The data by role: `bank cifar10:train (50,000), queries cifar10:test (10,000)`."""
     sets = ((role, value) for role, value in evaluation.data.items() if isinstance(value, dict))
@@ -129,9 +136,12 @@ def data_line(evaluation: Evaluation) -> str:
 
 
 def label(measurement: Measurement) -> str:
-    """The metric and its settings: `knn/top1 k=20 temperature=0.07`."""
-    settings = " ".join(f"{name}={value}" for name, value in measurement.settings.items())
-    return f"{measurement.metric} {settings}".rstrip()
+    """The metric and its settings: `knn/top1 k=20`."""
+    return f"{measurement.metric} {_written(measurement.settings)}".rstrip()
+
+
+def _written(settings: Mapping[str, Plain]) -> str:
+    return " ".join(f"{name}={value}" for name, value in settings.items())
 
 
 def percent(value: float) -> str:

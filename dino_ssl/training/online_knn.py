@@ -6,14 +6,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64
-from torch import Tensor, nn
+from torch import nn
 
 from dino_ssl.config import PretrainConfig
 from dino_ssl.data.sources import Source, labels_in, open_source, test_source_of
 from dino_ssl.data.streams import Purpose, stream
 from dino_ssl.errors import UsageError
-from dino_ssl.evaluation.features import extract_features
+from dino_ssl.evaluation.features import Labelled, extract_features, joined, labelled
 from dino_ssl.evaluation.knn import PixelBaselines, knn_accuracy, pixel_baselines
 from dino_ssl.evaluation.protocols import KNN
 from dino_ssl.evaluation.results import Evaluation, Measurement, about_data
@@ -22,14 +21,6 @@ from dino_ssl.training import distributed
 # Pixels of larger images say little and fill the memory; the baseline looks at this side, in pixels, at most.
 PIXEL_SIDE = 32
 logger = logging.getLogger("dino_ssl")
-
-
-@dataclass(frozen=True)
-class Labelled:
-    """Features with the classes of their images."""
-
-    values: Float[Tensor, "n d"]
-    labels: Int64[Tensor, " n"]
 
 
 @dataclass(frozen=True)
@@ -77,8 +68,9 @@ class OnlineKnn:
             protocol=KNN,
             encoder={"name": name, "size": size, "center_crop": knobs.center_crop},
             data={role: about_data(of, len(of)) for role, of in (("bank", self.bank), ("queries", queries))},
-            measurements=[Measurement("knn/top1", top1, settings={"k": knobs.k, "temperature": knobs.temperature})],
+            measurements=[Measurement("knn/top1", top1, settings={"k": knobs.k})],
             seconds=seconds,
+            settings={"temperature": knobs.temperature},
         )
 
     def title(self) -> str:
@@ -111,16 +103,16 @@ class OnlineKnn:
         """Bank and queries; the same object twice when there are no queries."""
         classes = self.bank.classes
 
-        def labelled(source: Source) -> Labelled:
-            features = extract_features(
+        def features(source: Source) -> Labelled:
+            found = extract_features(
                 encoder, source, size=size, center_crop=self.config.knn.center_crop, mean=mean, std=std,
                 device=self.device, indices=self._subset(source, max_images),
             )  # fmt: skip
-            labels = torch.from_numpy(labels_in(source, classes)[features.indices])
-            return Labelled(features.values.to(self.device), labels.to(self.device))
+            named = labelled(joined([found], source), source, classes)
+            return Labelled(named.values.to(self.device), named.labels.to(self.device))
 
-        bank = labelled(self.bank)
-        return bank, bank if self.queries is None else labelled(self.queries)
+        bank = features(self.bank)
+        return bank, bank if self.queries is None else features(self.queries)
 
     def _subset(self, source: Source, max_images: int | None) -> Sequence[int] | None:
         if max_images is None or len(source) <= max_images:

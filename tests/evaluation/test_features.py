@@ -13,7 +13,7 @@ from dino_ssl.data.decoding import BrokenImage
 from dino_ssl.data.sources import Source
 from dino_ssl.data.transfer import normalize
 from dino_ssl.errors import DivergedError, RunError
-from dino_ssl.evaluation.features import center_pixels, extract_features, pixel_features
+from dino_ssl.evaluation.features import center_pixels, extract_features, joined, pixel_features
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -51,7 +51,7 @@ class Noise:
 
 def extract(encoder, source, **options):
     settings = {"size": 16, "center_crop": 0.875, "mean": MEAN, "std": STD, "device": torch.device("cpu")}
-    return extract_features(encoder, source, **(settings | options))
+    return joined([extract_features(encoder, source, **(settings | options))], source)
 
 
 def network():

@@ -16,10 +16,11 @@ EVALUATION = Evaluation(
         "queries": {"source": "cifar10:test", "fingerprint": "two", "num_images": 10_000},
     },
     measurements=[
-        Measurement("knn/top1", 0.7447, (0.7361, 0.7532), {"k": 20, "temperature": 0.07}),
-        Measurement("knn/top5", 1.0, None, {"k": 20, "temperature": 0.07}),
+        Measurement("knn/top1", 0.7447, (0.7361, 0.7532), {"k": 20}),
+        Measurement("knn/top5", 1.0, None, {"k": 20}),
     ],
     seconds=12.5,
+    settings={"temperature": 0.07},
     details={"per_class": {"cat": 0.5}},
 )
 
@@ -77,7 +78,7 @@ def test_a_missing_file_is_named(tmp_path):
 
 def test_a_table_says_what_was_measured_on_what():
     assert results.table(EVALUATION).splitlines() == [
-        "knn/1: vit_small/16, bank cifar10:train (50,000), queries cifar10:test (10,000)",
-        "  knn/top1 k=20 temperature=0.07   74.5 %  [73.6, 75.3]",
-        "  knn/top5 k=20 temperature=0.07  100.0 %",
+        "knn/1: vit_small/16, bank cifar10:train (50,000), queries cifar10:test (10,000); temperature=0.07",
+        "  knn/top1 k=20   74.5 %  [73.6, 75.3]",
+        "  knn/top5 k=20  100.0 %",
     ]

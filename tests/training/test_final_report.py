@@ -10,6 +10,6 @@ def test_the_results_file_holds_what_the_table_says_and_on_what_it_was_measured(
     assert {one.encoder["name"]: one.measurements[0].value for one in found} == report.knn
     assert [line.split("  ")[1] for line in report.text.splitlines()[1:5]] == list(report.knn)
     for one in found:
-        assert one.protocol == "knn/1" and one.measurements[0].settings == {"k": 1, "temperature": 0.07}
+        assert one.protocol == "knn/1" and one.measurements[0].settings == {"k": 1}
         assert one.data["bank"] == one.data["queries"]
         assert one.data["bank"]["num_images"] == BATCH * STEPS_PER_EPOCH

@@ -1,0 +1,103 @@
+"""How a command computes, and the features it computes with: device, precision, workers, cache, ranks."""
+
+import os
+from argparse import Namespace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from dino_ssl.commands.options import device_of
+from dino_ssl.commands.progress import progress
+from dino_ssl.data.cache_folder import cache_folder
+from dino_ssl.data.sources import Source, labels_in
+from dino_ssl.evaluation.feature_store import Extraction, Share, features_of
+from dino_ssl.evaluation.features import Features, Labelled, labelled
+from dino_ssl.evaluation.readouts import POOLED, Readout
+from dino_ssl.models.encoder import Encoder
+from dino_ssl.training import distributed
+
+MOST_WORKERS = 16
+PRECISIONS = {"fp32": None, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Compute:
+    """How features are computed.
+
+    Attributes:
+        precision: autocast to this type; None computes as the weights are.
+        batch_size: images at once.
+        num_workers: processes that read images.
+        cache: folder of features that are kept; None keeps none.
+    """
+
+    device: torch.device
+    precision: torch.dtype | None = None
+    batch_size: int = 64
+    num_workers: int = 0
+    cache: Path | None = None
+
+    @classmethod
+    def of(cls, words: Namespace) -> "Compute":
+        """What the options of `add_weights`, `add_device` and `add_cache` ask for.
+
+        Raises:
+            UsageError: CUDA is asked for and not there.
+        """
+        workers = words.num_workers
+        cores = len(os.sched_getaffinity(0))
+        return cls(
+            device=device_of(words),
+            precision=PRECISIONS[words.precision],
+            batch_size=words.batch_size,
+            num_workers=min(MOST_WORKERS, cores - 1) if workers is None else workers,
+            cache=None if words.no_cache else words.cache or _beside(words.weights),
+        )
+
+    @contextmanager
+    def ranks(self) -> Iterator[None]:
+        """Join the processes that torchrun or Slurm started, if there are several."""
+        with distributed.process_group(self.device, Path.cwd()):
+            yield
+
+    def share(self) -> Share:
+        """This process among those of `ranks`."""
+        return Share(distributed.rank(), distributed.world_size(), distributed.gather)
+
+    def labelled(
+        self, encoder: Encoder, source: Source, classes: tuple[str, ...], readout: Readout = POOLED
+    ) -> Labelled:
+        """`features` with the source's labels as indices into `classes`.
+
+        Raises:
+            UsageError: the source has no labels, or one that is not among `classes`.
+        """
+        labels_in(source, classes)  # before anything long
+        return labelled(self.features(encoder, source, readout), source, classes)
+
+    def features(self, encoder: Encoder, source: Source, readout: Readout = POOLED) -> Features:
+        """Features of every image of the source that can be read, with progress on rank 0.
+
+        Raises:
+            RunError: no image can be read, or the cache cannot be written.
+            DivergedError: a feature is not finite.
+        """
+        extraction = Extraction(
+            encoder, source, self.device, readout, self.precision, self.batch_size, self.num_workers
+        )
+        share = self.share()
+        if not distributed.is_main():
+            return features_of(extraction, self.cache, share)
+        # Of several ranks' images, this one counts its own.
+        with progress(-(-len(source) // share.world_size), f"images of {source.name}") as advance:
+            return features_of(extraction, self.cache, share, advance)
+
+
+def _beside(weights: Path) -> Path | None:
+    """In the run that the weights belong to, or among what this user's machine keeps."""
+    if (weights / "config.yaml").is_file():
+        return weights / "eval" / "features"
+    return cache_folder("features")

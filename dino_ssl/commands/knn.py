@@ -1,0 +1,102 @@
+"""`dino-ssl knn`: weighted k-NN accuracy of a checkpoint, as DINO reports it."""
+
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from dino_ssl.commands import options
+from dino_ssl.commands.parsing import Parser, real, whole
+from dino_ssl.errors import UsageError
+
+if TYPE_CHECKING:  # torch takes seconds, for which help and mistakes should not wait
+    from dino_ssl.commands.compute import Compute
+    from dino_ssl.data.sources import Source
+    from dino_ssl.evaluation.knn_protocol import Neighbours
+    from dino_ssl.evaluation.results import Evaluation
+    from dino_ssl.models.encoder import Encoder
+
+SUMMARY = (
+    "Classify images by their nearest neighbours among labelled ones, in the features of a frozen network: cosine "
+    "similarity s, votes exp(s / temperature). Without --test, the data set's own test split is classified; where it "
+    "has none, each image by all the others. Starts under torchrun and srun, too."
+)
+
+
+def run(arguments: Sequence[str]) -> None:
+    """`dino-ssl knn`.
+
+    Raises:
+        UsageError: a mistake in the arguments, the weights or the data.
+        RunError: no image can be read, or a file cannot be written.
+        DivergedError: a feature is not finite.
+    """
+    words = _parser().read(arguments)
+    if words is None:
+        return
+    from dino_ssl.commands.compute import Compute  # noqa: PLC0415
+    from dino_ssl.evaluation.knn_protocol import Neighbours  # noqa: PLC0415
+
+    train, test = options.labelled_sources(words)
+    compute = Compute.of(words)
+    settings = Neighbours.among(len(train) - (test is None), words.k, words.temperature, compute.device)
+    with compute.ranks():
+        encoder = options.encoder_of(words)
+        found = evaluate(encoder, train, test, settings, compute, few_shot=words.few_shot, tries=words.tries)
+    options.say([found], words.output)
+
+
+def _parser() -> Parser:
+    parser = Parser(command="knn", description=SUMMARY)
+    options.add_weights(parser)
+    options.add_labelled(parser)
+    add = parser.add_argument
+    add("--k", type=whole(1), nargs="+", metavar="K", help="neighbours, several in one pass (10 20 100 200)")
+    add("--temperature", type=real(0, open_below=True), default=0.07, metavar="T", help="of the votes (%(default)s)")
+    shots = "also with banks of N images of each class, drawn at random"
+    add("--few-shot", type=whole(1), nargs="+", default=[], metavar="N", help=shots)
+    add("--tries", type=whole(1), default=5, metavar="N", help="of each few-shot bank (%(default)s)")
+    options.add_device(parser)
+    options.add_cache(parser)
+    options.add_output(parser)
+    return parser
+
+
+def evaluate(
+    encoder: "Encoder",
+    train: "Source",
+    test: "Source | None",
+    settings: "Neighbours",
+    compute: "Compute",
+    *,
+    few_shot: Sequence[int] = (),
+    tries: int = 5,
+) -> "Evaluation":
+    """Measure an encoder; every rank gets the answer.
+
+    Args:
+        test: None classifies each training image by all others.
+        few_shot: sizes of further banks, images of each class.
+    Raises:
+        UsageError: a class has fewer images, or a few-shot bank would hold the images that it classifies.
+    """
+    import torch  # noqa: PLC0415
+
+    from dino_ssl.data.sources import labels_in  # noqa: PLC0415
+    from dino_ssl.evaluation import knn_protocol  # noqa: PLC0415
+    from dino_ssl.evaluation.protocols import KNN  # noqa: PLC0415
+    from dino_ssl.evaluation.results import Evaluation, about, about_data  # noqa: PLC0415
+
+    begin = time.perf_counter()
+    if few_shot and test is None:
+        raise UsageError("few_shot needs images to classify that are not in the bank; write --test SOURCE")
+    knn_protocol.check_shots(torch.from_numpy(labels_in(train, train.classes)), train.classes, few_shot)
+    bank = compute.labelled(encoder, train, train.classes)
+    queries = bank if test is None else compute.labelled(encoder, test, train.classes)
+    share = compute.share()
+    measurements = [
+        *knn_protocol.whole_bank(bank, queries, settings, share),
+        *knn_protocol.few_shot(bank, queries, settings, share, shots=few_shot, tries=tries),
+    ]
+    data = {"bank": about_data(train, len(bank.labels)), "queries": about_data(test or train, len(queries.labels))}
+    seconds = time.perf_counter() - begin
+    return Evaluation(KNN, about(encoder), data, measurements, seconds, {"temperature": settings.temperature})
