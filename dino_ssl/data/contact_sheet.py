@@ -11,6 +11,7 @@ from dino_ssl.data.decoding import printable
 from dino_ssl.data.render_pil import render
 from dino_ssl.data.sources import Source, load
 from dino_ssl.data.streams import Purpose, stream
+from dino_ssl.data.whole_image import as_rgb
 
 # Pixels of the sheet.
 ROOM = 224
@@ -65,14 +66,8 @@ def _rendered(
     for which, size in crops.groups:
         out = np.empty((len(views[which]), pixels.shape[2], size, size), np.uint8)
         render(pixels, views[which], out)
-        shown += [_picture(view.transpose(1, 2, 0)) for view in out]
+        shown += [Image.fromarray(as_rgb(view.transpose(1, 2, 0))) for view in out]
     return shown
-
-
-def _picture(pixels: UInt8[np.ndarray, "h w c"]) -> Image.Image:
-    """RGB for the eye: grey as it is, of more channels than three the first three, of two the first."""
-    few = pixels[..., :3] if pixels.shape[2] >= 3 else np.repeat(pixels[..., :1], 3, axis=2)
-    return Image.fromarray(np.ascontiguousarray(few))
 
 
 def _draw_image(
@@ -83,7 +78,7 @@ def _draw_image(
     scale = min((IMAGE_WIDTH - GAP) / width, ROOM / height)
     size = max(1, round(width * scale)), max(1, round(height * scale))
     kind = Image.Resampling.NEAREST if scale >= COARSE else Image.Resampling.BICUBIC
-    sheet.paste(_picture(pixels).resize(size, kind), (GAP, top))
+    sheet.paste(Image.fromarray(as_rgb(pixels)).resize(size, kind), (GAP, top))
     draw = ImageDraw.Draw(sheet)
     for number in (*range(2, len(views)), 0, 1):  # the global boxes on top
         x, y, w, h = views["box"][number] * scale
