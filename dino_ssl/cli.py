@@ -20,6 +20,8 @@ COMMANDS = {
     "pack": "write a data set as tar shards",
     "collect": "take the results of evaluation jobs into a run's journal",
     "knn": "classify images by their nearest neighbours in a checkpoint's features",
+    "inspect": "say what a file of weights is, how far it was trained, and where it comes from",
+    "export": "write a backbone for timm, torch or ONNX",
     "compare": "print the numbers of several runs side by side",
 }
 OVERVIEW = f"""\

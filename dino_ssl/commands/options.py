@@ -14,12 +14,18 @@ if TYPE_CHECKING:  # torch takes seconds, for which help and mistakes should not
     from dino_ssl.data.sources import Source
     from dino_ssl.evaluation.results import Evaluation
     from dino_ssl.models.encoder import Encoder
+    from dino_ssl.models.weights import Loaded
 
 
-def add_weights(parser: Parser) -> None:
-    """Which network, and how its images are prepared: --weights, --key, --arch, --patch-size, --size, --center-crop."""
+def add_weights(parser: Parser, *, positional: bool = False) -> None:
+    """Which network, and how its images are prepared: --weights, --key, --arch, --patch-size, --size, --center-crop.
+
+    Args:
+        positional: RUN_OR_FILE stands by itself, in commands that are about it.
+    """
     add = parser.add_argument
-    add("--weights", type=Path, required=True, metavar="RUN_OR_FILE", help="a run's folder, or a file of weights")
+    weights = {"type": Path, "metavar": "RUN_OR_FILE", "help": "a run's folder, or a file of weights"}
+    add("weights", **weights) if positional else add("--weights", required=True, **weights)
     key = "which of the two networks of a DINO checkpoint (%(default)s)"
     add("--key", choices=("teacher", "student"), default="teacher", help=key)
     add("--arch", metavar="NAME", help="the backbone, where the file does not say: vit_small, resnet50, timm/NAME")
@@ -107,10 +113,19 @@ def encoder_of(words: Namespace) -> "Encoder":
     Raises:
         UsageError: see `load_encoder`.
     """
-    from dino_ssl.models.weights import load_encoder  # noqa: PLC0415
     from dino_ssl.training.ranks import placement  # noqa: PLC0415
 
-    encoder = load_encoder(
+    encoder = loaded_of(words).encoder
+    if placement().rank == 0:
+        print(f"{encoder.name} from {encoder.origin}: {encoder.report}")
+    return encoder
+
+
+def loaded_of(words: Namespace) -> "Loaded":
+    """The same with all that there is to know of the file, and nothing printed."""
+    from dino_ssl.models.weights import load  # noqa: PLC0415
+
+    return load(
         words.weights,
         key=words.key,
         arch=words.arch,
@@ -118,9 +133,6 @@ def encoder_of(words: Namespace) -> "Encoder":
         size=words.size,
         center_crop=words.center_crop,
     )
-    if placement().rank == 0:
-        print(f"{encoder.name} from {encoder.origin}: {encoder.report}")
-    return encoder
 
 
 def device_of(words: Namespace) -> "torch.device":

@@ -4,6 +4,7 @@ Sizes: b images, n patches (h rows, w columns), d dimensions.
 """
 
 from collections.abc import Callable
+from copy import deepcopy
 from functools import partial
 from typing import Any
 
@@ -155,6 +156,9 @@ class VisionTransformer(nn.Module):
         self.num_prefix_tokens = 1 + num_registers
         self.antialias_positions = antialias_positions
         self.patch_size = patch_size
+        self.image_size = image_size
+        self.has_layer_scale = layer_scale is not None
+        self.has_swiglu = swiglu
         self.drop_path = drop_path
         self.grad_checkpointing = False
         self.patch_embed = PatchEmbed(image_size, patch_size, in_chans, embed_dim, strict_img_size=False)
@@ -220,6 +224,16 @@ class VisionTransformer(nn.Module):
         query, key, _ = qkv.permute(2, 0, 3, 1, 4)
         return AttentionMap(query * chosen.attn.scale, key, self.grid(images), self.num_prefix_tokens)
 
+    def resized(self, image_size: int) -> "VisionTransformer":
+        """A copy whose table of positions is that of another size, for programs that have another rule, or none."""
+        side = image_size // self.patch_size
+        copy = deepcopy(self)
+        copy.image_size = side * self.patch_size
+        cls_position, positions = self.pos_embed[:, :1], self.pos_embed[:, 1:]
+        positions = interpolate_positions(positions, side, side, antialias=self.antialias_positions)
+        copy.pos_embed = nn.Parameter(torch.cat((cls_position, positions), dim=1).detach(), requires_grad=False)
+        return copy
+
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute every block in the backward pass instead of storing its activations."""
         self.grad_checkpointing = enable
@@ -263,4 +277,5 @@ class VisionTransformer(nn.Module):
         prefix = self.cls_token + cls_position
         if self.register_tokens is not None:
             prefix = torch.cat((prefix, self.register_tokens), dim=1)
-        return torch.cat((prefix.expand(len(images), -1, -1), patches), dim=1)
+        # Not len(images): exported, that would be the number of images for ever.
+        return torch.cat((prefix.expand(images.shape[0], -1, -1), patches), dim=1)
