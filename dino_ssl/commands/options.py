@@ -24,8 +24,11 @@ def add_weights(parser: Parser, *, positional: bool = False) -> None:
         positional: RUN_OR_FILE stands by itself, in commands that are about it.
     """
     add = parser.add_argument
-    weights = {"type": Path, "metavar": "RUN_OR_FILE", "help": "a run's folder, or a file of weights"}
-    add("weights", **weights) if positional else add("--weights", required=True, **weights)
+    what = "a run's folder, or a file of weights"
+    if positional:
+        add("weights", type=Path, metavar="RUN_OR_FILE", help=what)
+    else:
+        add("--weights", type=Path, required=True, metavar="RUN_OR_FILE", help=what)
     key = "which of the two networks of a DINO checkpoint (%(default)s)"
     add("--key", choices=("teacher", "student"), default="teacher", help=key)
     add("--arch", metavar="NAME", help="the backbone, where the file does not say: vit_small, resnet50, timm/NAME")

@@ -1,7 +1,7 @@
 """Our networks in the words of timm: an architecture, its arguments, tensors by timm's names."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import timm
 from torch import nn
@@ -10,7 +10,7 @@ from dino_ssl.errors import UsageError
 from dino_ssl.models.encoder import Encoder
 from dino_ssl.models.resnet import ResNet
 from dino_ssl.models.timm_adapter import TimmBackbone
-from dino_ssl.models.vit import VisionTransformer
+from dino_ssl.models.vit import TransformerBlock, VisionTransformer
 from dino_ssl.models.weight_keys import Tensors
 
 WIDTHS = {192: "tiny", 384: "small", 768: "base", 1024: "large"}
@@ -59,7 +59,7 @@ def timm_card(encoder: Encoder) -> TimmCard:
         UsageError: timm has no such network.
     """
     channels = {} if encoder.channels == 3 else {"in_chans": encoder.channels}
-    match encoder.backbone:
+    match cast(Any, encoder.backbone):
         case VisionTransformer() as vit:
             return _vit_card(vit.resized(encoder.size), channels)
         case ResNet() as resnet:
@@ -76,7 +76,9 @@ def timm_card(encoder: Encoder) -> TimmCard:
 
 
 def _vit_card(vit: VisionTransformer, channels: dict[str, Any]) -> TimmCard:
-    block, tensors = vit.blocks[0], {_renamed(name): value for name, value in vit.state_dict().items()}
+    block = vit.blocks[0]
+    assert isinstance(block, TransformerBlock)
+    tensors = {_renamed(name): value for name, value in vit.state_dict().items()}
     arguments = {
         "img_size": vit.image_size,
         "patch_size": vit.patch_size,

@@ -166,7 +166,7 @@ class VisionTransformer(nn.Module):
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + (image_size // patch_size) ** 2, embed_dim))
         self.register_tokens = nn.Parameter(torch.zeros(1, num_registers, embed_dim)) if num_registers else None
         norm = partial(nn.LayerNorm, eps=1e-6)
-        rates = [drop_path * block / (depth - 1) for block in range(depth)]
+        rates = [drop_path * block / max(1, depth - 1) for block in range(depth)]
         self.blocks = nn.ModuleList(
             TransformerBlock(
                 embed_dim, num_heads, drop_path=rate, norm_layer=norm, layer_scale=layer_scale, swiglu=swiglu
