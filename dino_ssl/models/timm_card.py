@@ -59,11 +59,11 @@ def timm_card(encoder: Encoder) -> TimmCard:
         UsageError: timm has no such network.
     """
     channels = {} if encoder.channels == 3 else {"in_chans": encoder.channels}
-    match cast(Any, encoder.backbone):
+    match cast(nn.Module, encoder.backbone):
         case VisionTransformer() as vit:
             return _vit_card(vit.resized(encoder.size), channels)
         case ResNet() as resnet:
-            if isinstance(resnet.maxpool, nn.Identity):
+            if resnet.conv1.kernel_size != (7, 7):
                 raise UsageError(
                     "format=timm: timm has no ResNet with the stem for small images (model.small_stem); write --format "
                     "torch or onnx"
