@@ -6,7 +6,7 @@ saved, to be run again (under Slurm this has been asked for), 130 interrupted, 1
 
 import io
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 
 from dino_ssl import __version__
@@ -57,11 +57,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run_command(command: str, arguments: Sequence[str]) -> int:
-    """Call the command; every error that is meant for the user becomes lines on stderr and an exit code."""
+    """Import the command, call it, and return its exit code."""
+    return answer(lambda: import_module(f"dino_ssl.commands.{command}").run(arguments), f"dino-ssl {command}")
+
+
+def answer(call: Callable[[], object], program: str) -> int:
+    """The exit code of a call; every error that is meant for the user becomes lines on stderr.
+
+    Args:
+        program: what was typed, without its arguments.
+    """
     try:
-        import_module(f"dino_ssl.commands.{command}").run(arguments)
+        call()
     except UsageError as error:
-        _complain(*error.problems, hint=f"nothing was started; `dino-ssl {command} --help` lists every knob")
+        _complain(*error.problems, hint=f"nothing was started; `{program} --help` lists every knob")
         return 2
     except DivergedError as error:
         _complain(str(error), hint="the checkpoints before this are untouched")

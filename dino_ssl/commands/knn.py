@@ -1,5 +1,6 @@
 """`dino-ssl knn`: weighted k-NN accuracy of a checkpoint, as DINO reports it."""
 
+import math
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -55,9 +56,7 @@ def _parser() -> Parser:
     shots = "also with banks of N images of each class, drawn at random"
     add("--few-shot", type=whole(1), nargs="+", default=[], metavar="N", help=shots)
     add("--tries", type=whole(1), default=5, metavar="N", help="of each few-shot bank (%(default)s)")
-    options.add_device(parser)
-    options.add_cache(parser)
-    options.add_output(parser)
+    options.add_compute(parser)
     return parser
 
 
@@ -99,4 +98,6 @@ def evaluate(
     ]
     data = {"bank": about_data(train, len(bank.labels)), "queries": about_data(test or train, len(queries.labels))}
     seconds = time.perf_counter() - begin
-    return Evaluation(KNN, about(encoder), data, measurements, seconds, {"temperature": settings.temperature})
+    # JSON has no infinity, at which every neighbour has one vote.
+    temperature = settings.temperature if math.isfinite(settings.temperature) else "inf"
+    return Evaluation(KNN, about(encoder), data, measurements, seconds, {"temperature": temperature})

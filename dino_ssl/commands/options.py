@@ -110,6 +110,13 @@ def add_output(parser: Parser) -> None:
     parser.add_argument("--output", type=Path, metavar="FILE.json", help="also write the numbers as JSON")
 
 
+def add_compute(parser: Parser) -> None:
+    """`add_device`, `add_cache` and `add_output`."""
+    add_device(parser)
+    add_cache(parser)
+    add_output(parser)
+
+
 def encoder_of(words: Namespace) -> "Encoder":
     """The encoder that the options of `add_weights` ask for; prints what matched.
 

@@ -9,11 +9,15 @@ from dino_ssl.errors import UsageError
 
 
 class Parser(argparse.ArgumentParser):
-    """Mistakes become our errors; argparse itself would end the process."""
+    """Mistakes become our errors; argparse itself would end the process.
 
-    def __init__(self, *, command: str, description: str, usage: str | None = None) -> None:
+    Args:
+        command: what is typed after `program`.
+    """
+
+    def __init__(self, *, command: str, description: str, usage: str | None = None, program: str = "dino-ssl") -> None:
         super().__init__(
-            prog=f"dino-ssl {command}", usage=usage, description=description, add_help=False, allow_abbrev=False
+            prog=f"{program} {command}", usage=usage, description=description, add_help=False, allow_abbrev=False
         )
 
     def error(self, message: str) -> NoReturn:

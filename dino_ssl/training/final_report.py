@@ -1,22 +1,16 @@
 """What a person sees at the end of a run: a table, a picture of attention, the curve, the next step."""
 
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
-import numpy as np
 import torch
-from jaxtyping import UInt8
 
-from dino_ssl.data.decoding import BrokenImage
-from dino_ssl.data.sources import Source, load
 from dino_ssl.data.transfer import normalize
 from dino_ssl.durable import naming
 from dino_ssl.errors import UsageError
 from dino_ssl.evaluation.attention import attention_figure, cls_attention
+from dino_ssl.evaluation.examples import examples
 from dino_ssl.evaluation.features import center_pixels, evaluating
 from dino_ssl.evaluation.results import Evaluation, lines, write
 from dino_ssl.models.backbone import Backbone
@@ -105,21 +99,11 @@ def _draw_attention(run: Run, path: Path) -> None:
     source = run.knn.queries or run.source if run.knn else run.source
     size = PICTURE_SCALE * crops.global_size
     pixels = torch.stack(
-        [center_pixels(image, size, run.config.knn.center_crop) for image in _examples(source, crops.channels)]
+        [
+            center_pixels(image, size, run.config.knn.center_crop)
+            for image in examples(source, crops.channels, NUM_PICTURES)
+        ]
     )
     with evaluating(backbone), torch.no_grad():
         attention = backbone.attention(normalize(pixels.to(run.device), crops.mean, crops.std))
     attention_figure(pixels, cls_attention(attention), path)
-
-
-def _examples(source: Source, channels: int) -> list[UInt8[np.ndarray, "_h _w c"]]:
-    """Images spread over the data set; in the place of a broken one, others."""
-    gap = max(1, len(source) // NUM_PICTURES)
-    order = (index for offset in range(gap) for index in range(offset, len(source), gap))
-    return list(islice(_readable(source, order, channels), NUM_PICTURES))
-
-
-def _readable(source: Source, order: Iterable[int], channels: int) -> Iterator[UInt8[np.ndarray, "_h _w c"]]:
-    for index in order:
-        with suppress(BrokenImage):
-            yield load(source, index, channels=channels).pixels

@@ -3,11 +3,12 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from shares import on_ranks
 
 from dino_ssl.data.pixels import Pixels
 from dino_ssl.evaluation import feature_store
-from dino_ssl.evaluation.feature_store import Extraction, Share, features_of
-from dino_ssl.evaluation.features import extract_features, joined
+from dino_ssl.evaluation.feature_store import Extraction, features_of
+from dino_ssl.evaluation.features import center_pixels, extract_features, joined
 from dino_ssl.evaluation.readouts import POOLED, blocks
 from dino_ssl.models.backbone import build_backbone
 from dino_ssl.models.encoder import Encoder
@@ -46,28 +47,11 @@ def assert_same(one, other):
 @pytest.mark.parametrize("world_size", [1, 2, 3, 5])
 @pytest.mark.parametrize("is_cached", [True, False])
 def test_any_number_of_ranks_gets_every_image_once_and_in_order(encoder, tmp_path, broken, world_size, is_cached):
-    """The ranks work one after the other here, and exchange what the real ones would."""
     source = Noise(10, broken)
     extraction = Extraction(encoder, source, CPU, batch_size=3)
     cache = tmp_path if is_cached else None
-    handed_in: list[object] = []
-
-    def of_rank(rank, gather):
-        return features_of(extraction, cache, Share(rank, world_size, gather))
-
-    for rank in range(world_size):
-
-        class Enough(Exception):  # noqa: N818
-            pass
-
-        def hand_in(value):
-            handed_in.append(value)
-            raise Enough
-
-        with pytest.raises(Enough):
-            of_rank(rank, hand_in)
-    for rank in range(world_size):
-        assert_same(of_rank(rank, lambda _: handed_in), at_once(encoder, source))
+    for found in on_ranks(world_size, lambda share: features_of(extraction, cache, share)):
+        assert_same(found, at_once(encoder, source))
 
 
 def test_a_second_extraction_computes_nothing(encoder, tmp_path):
@@ -123,8 +107,6 @@ def test_blocks_are_the_pooled_and_the_mean_patch_features_of_the_last_ones(enco
 
 
 def at_once_pixels(source, index):
-    from dino_ssl.evaluation.features import center_pixels
-
     return (center_pixels(source.raw(index), 16, 0.875).float() / 255 - 0.5) / 0.25
 
 
