@@ -12,6 +12,7 @@ class Purpose(IntEnum):
     CROPS = 1
     REPLACEMENT = 2
     KNN = 3
+    LINEAR = 4
 
 
 def stream(seed: int, purpose: Purpose, epoch: int, sample: int = 0) -> np.random.Generator:

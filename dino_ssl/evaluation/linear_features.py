@@ -28,6 +28,10 @@ class Choice:
         """Where it lies in a row of `side_by_side`; always next to each other, so that no copy is needed."""
         return slice((num_blocks - self.blocks) * dim, (num_blocks + self.patches) * dim)
 
+    def dim(self, dim: int) -> int:
+        """Number of its features, of blocks with `dim` each."""
+        return (self.blocks + self.patches) * dim
+
 
 VIT_SMALL, VIT_BASE = Choice(4, patches=False), Choice(1, patches=True)
 POOLED = Choice(1, patches=False)
@@ -51,13 +55,15 @@ def side_by_side(blocks: Float[Tensor, "n k 2 d"]) -> Float[Tensor, "n w"]:
 
 
 def from_original_layout(weight: Float[Tensor, "c d"], choice: Choice) -> Float[Tensor, "c d"]:
-    """The released classifiers' weights in our order of columns.
+    """Weights of the original's features in our order of columns.
 
     With patches, the original's features take turns, (class token, mean patch) for each dimension.
 
     Source: facebookresearch/dino, `eval_linear.py`.
     """
-    if not choice.patches:
-        return weight
-    assert choice.blocks == 1, "the original has patches with one block only"
-    return weight.view(len(weight), -1, 2).transpose(1, 2).flatten(1)
+    return weight.view(len(weight), -1, 2).mT.flatten(1) if choice == VIT_BASE else weight
+
+
+def to_original_layout(weight: Float[Tensor, "c d"], choice: Choice) -> Float[Tensor, "c d"]:
+    """The inverse of `from_original_layout`."""
+    return weight.view(len(weight), 2, -1).mT.flatten(1) if choice == VIT_BASE else weight

@@ -168,7 +168,7 @@ def pretrain_on_ranks(
     num_ranks: int, config: PretrainConfig, launcher: Callable[[int, int, int], dict[str, Any]] = as_torchrun
 ) -> list[str]:
     """`pretrain(config)` as a launcher would start it; what each rank raised, or nothing."""
-    port, results, processes = _free_port(), [], []
+    port, results, processes = free_port(), [], []
     for rank in range(num_ranks):
         receive, send = SERVER.Pipe(duplex=False)
         arguments = (config, launcher(rank, num_ranks, port), send)
@@ -199,7 +199,7 @@ def _pretrain_rank(config: PretrainConfig, environment: dict[str, Any], send: Co
         send.send("")
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
