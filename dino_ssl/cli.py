@@ -19,6 +19,7 @@ COMMANDS = {
     "stats": "look at a data set: numbers, broken and duplicate images, a picture of its crops",
     "pack": "write a data set as tar shards",
     "collect": "take the results of evaluation jobs into a run's journal",
+    "linear": "accuracy of linear classifiers on a checkpoint's features: a grid, the original protocol, or logistic",
     "knn": "classify images by their nearest neighbours in a checkpoint's features",
     "inspect": "say what a file of weights is, how far it was trained, and where it comes from",
     "export": "write a backbone for timm, torch or ONNX",
