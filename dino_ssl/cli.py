@@ -21,6 +21,7 @@ COMMANDS = {
     "collect": "take the results of evaluation jobs into a run's journal",
     "linear": "accuracy of linear classifiers on a checkpoint's features: a grid, the original protocol, or logistic",
     "knn": "classify images by their nearest neighbours in a checkpoint's features",
+    "video": "carry masks through a video; J and F on DAVIS",
     "inspect": "say what a file of weights is, how far it was trained, and where it comes from",
     "export": "write a backbone for timm, torch or ONNX",
     "compare": "print the numbers of several runs side by side",

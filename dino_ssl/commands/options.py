@@ -17,8 +17,8 @@ if TYPE_CHECKING:  # torch takes seconds, for which help and mistakes should not
     from dino_ssl.models.weights import Loaded
 
 
-def add_weights(parser: Parser, *, positional: bool = False) -> None:
-    """Which network, and how its images are prepared: --weights, --key, --arch, --patch-size, --size, --center-crop.
+def add_network(parser: Parser, *, positional: bool = False) -> None:
+    """Which network: --weights, --key, --arch, --patch-size.
 
     Args:
         positional: RUN_OR_FILE stands by itself, in commands that are about it.
@@ -33,16 +33,34 @@ def add_weights(parser: Parser, *, positional: bool = False) -> None:
     add("--key", choices=("teacher", "student"), default="teacher", help=key)
     add("--arch", metavar="NAME", help="the backbone, where the file does not say: vit_small, resnet50, timm/NAME")
     add("--patch-size", type=whole(1), metavar="P", help="of a ViT, pixels, where the file does not say")
+
+
+def add_weights(parser: Parser, *, positional: bool = False) -> None:
+    """Which network, and how its images are prepared: those of `add_network`, --size, --center-crop."""
+    add_network(parser, positional=positional)
+    add = parser.add_argument
     add("--size", type=whole(1), metavar="PIXELS", help="side of the images (what the network was made for)")
     crop = "side of the centre crop over the resized short side (0.875, or what the run used)"
     add("--center-crop", type=real(0, 1, open_below=True), metavar="SHARE", help=crop)
 
 
+def add_place(parser: Parser) -> None:
+    """Where to compute: --device."""
+    help_text = "auto takes CUDA where there is one"
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help=help_text)
+
+
+def add_precision(parser: Parser) -> None:
+    """--precision."""
+    help_text = "of the backbone (%(default)s)"
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help=help_text)
+
+
 def add_device(parser: Parser) -> None:
     """Where and how to compute: --device, --precision, --batch-size, --num-workers."""
+    add_place(parser)
+    add_precision(parser)
     add = parser.add_argument
-    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto takes CUDA where there is one")
-    add("--precision", choices=("fp32", "bf16"), default="fp32", help="of the backbone (%(default)s)")
     add("--batch-size", type=whole(1), default=64, metavar="N", help="images at once (%(default)s)")
     add("--num-workers", type=whole(0), metavar="N", help="processes that read images (all cores but one)")
 
@@ -118,7 +136,9 @@ def add_compute(parser: Parser) -> None:
 
 
 def encoder_of(words: Namespace) -> "Encoder":
-    """The encoder that the options of `add_weights` ask for; prints what matched.
+    """The encoder that the options of `add_weights`, or of `add_network` with defaults for the rest, ask for.
+
+    Prints what matched.
 
     Raises:
         UsageError: see `load_encoder`.
@@ -146,7 +166,7 @@ def loaded_of(words: Namespace) -> "Loaded":
 
 
 def device_of(words: Namespace) -> "torch.device":
-    """The device that the options of `add_device` ask for.
+    """The device that the option of `add_place` asks for.
 
     Raises:
         UsageError: CUDA is asked for and not there.

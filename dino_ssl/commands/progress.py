@@ -11,8 +11,8 @@ SECONDS_BETWEEN_LINES = 10.0
 
 
 @contextmanager
-def progress(total: int, what: str) -> Iterator[Callable[[int], object]]:
-    """A bar on a terminal, a line now and then elsewhere."""
+def progress(total: int | None, what: str) -> Iterator[Callable[[int], object]]:
+    """A bar on a terminal, a line now and then elsewhere; `total` is None where nobody knows it."""
     if sys.stderr.isatty():
         with tqdm(total=total, unit=f" {what}", smoothing=0.05) as bar:
             yield bar.update
@@ -24,7 +24,8 @@ def progress(total: int, what: str) -> Iterator[Callable[[int], object]]:
         done += count
         if time.monotonic() - last >= SECONDS_BETWEEN_LINES:
             last = time.monotonic()
-            sys.stderr.write(f"{done:,} of {total:,} {what}\n")
+            of_all = "" if total is None else f" of {total:,}"
+            sys.stderr.write(f"{done:,}{of_all} {what}\n")
             sys.stderr.flush()
 
     yield advance

@@ -80,7 +80,7 @@ def _without_void(values: UInt8[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w"]:
 
 def _of_grey(values: UInt8[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w"]:
     if np.isin(values, (0, VOID)).all():
-        return (values == VOID).astype(np.uint8)
+        return np.asarray(values == VOID, np.uint8)
     return _without_void(values)
 
 

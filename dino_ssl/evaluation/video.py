@@ -20,7 +20,6 @@ from torch.nn import functional as F
 from dino_ssl.data.transfer import normalize
 from dino_ssl.models.backbone import Backbone
 
-SHORT_SIDE = 480
 LONG_SIDE_MULTIPLE = 64
 """Pixels; the long side is cut to it whatever the patch size, so that networks see the same frames."""
 MAX_SIMILARITIES = 2**23
@@ -34,19 +33,21 @@ class Propagation:
     """How labels travel; the defaults are the protocol.
 
     Attributes:
+        short_side: of the frames as the network sees them, pixels.
         num_context: frames before the present one that are asked beside the first.
         radius: half the side of the window, patches; 0 asks whole frames.
         top_k: most similar patches, of all frames together, that are averaged.
         temperature: of their weights exp(cosine / temperature).
     """
 
+    short_side: int = 480
     num_context: int = 7
     radius: int = 12
     top_k: int = 5
     temperature: float = 0.1
 
 
-def frame_size(height: int, width: int, patch_size: int, short_side: int = SHORT_SIDE) -> tuple[int, int]:
+def frame_size(height: int, width: int, patch_size: int, short_side: int) -> tuple[int, int]:
     """Height and width that a frame is resized to, pixels.
 
     The short side becomes `short_side` and the long one, in proportion, a multiple of 64 rounded down; where the patch
@@ -67,18 +68,17 @@ def carry_masks(
     mean: tuple[float, ...],
     std: tuple[float, ...],
     device: torch.device,
-    short_side: int = SHORT_SIDE,
     precision: torch.dtype | None = None,
 ) -> Iterator[UInt8[Tensor, "height width"]]:
-    """The mask of every frame after the first, on the CPU; frames are asked for one by one, and few are kept.
+    """The mask of every frame, on the CPU; the first as it is given. Frames are asked for one by one, and few are kept.
 
     Args:
-        frames: of one size, the first included.
-        first: number of the object at each pixel, 0 for none; the mask of the first frame.
+        frames: bytes, all of the size of `first`.
+        first: number of the object at each pixel of the first frame, 0 for none.
         precision: autocast of the backbone to this type; None computes as the weights are.
     """
     height, width = first.shape
-    small = frame_size(height, width, backbone.patch_size, short_side)
+    small = frame_size(height, width, backbone.patch_size, settings.short_side)
     grid = small[0] // backbone.patch_size, small[1] // backbone.patch_size
 
     def features() -> Iterator[Float[Tensor, "d h w"]]:
@@ -88,8 +88,8 @@ def carry_masks(
                 yield backbone.patch_features(images)[0].float()
 
     labels = first_labels(first, grid).to(device)
-    for soft in propagate(features(), labels, settings):
-        yield hard_mask(soft, small, (height, width)).cpu()
+    for place, soft in enumerate(propagate(features(), labels, settings)):
+        yield hard_mask(soft, small, (height, width)).cpu() if place else first
 
 
 def first_labels(first: UInt8[Tensor, "height width"], grid: tuple[int, int]) -> Float[Tensor, "c {grid[0]} {grid[1]}"]:
@@ -103,19 +103,22 @@ def first_labels(first: UInt8[Tensor, "height width"], grid: tuple[int, int]) ->
 def propagate(
     features: Iterable[Float[Tensor, "d h w"]], first: Float[Tensor, "c h w"], settings: Propagation
 ) -> Iterator[Float[Tensor, "c h w"]]:
-    """Soft labels of every frame after the first; what is carried on is soft, too.
+    """Soft labels of every frame, the first's as they are given; what is carried on is soft, too.
 
     Args:
         features: of every frame, on one device with `first`.
         first: shares of the labels, which sum to 1 in each patch.
     """
-    stream = (F.normalize(frame, dim=0) for frame in features)
-    anchor = next(stream), first
-    recent: deque[tuple[Tensor, Tensor]] = deque(maxlen=settings.num_context)
-    for frame in stream:
-        keys, labels = (torch.stack(column) for column in zip(anchor, *recent, strict=True))
+    seen: deque[tuple[Tensor, Tensor]] = deque(maxlen=settings.num_context)
+    anchor = None
+    for frame in (F.normalize(frame, dim=0) for frame in features):
+        if anchor is None:
+            anchor = frame, first
+            yield first
+            continue
+        keys, labels = (torch.stack(column) for column in zip(anchor, *seen, strict=True))
         soft = look_up(frame, keys, labels, settings)
-        recent.append((frame, soft))
+        seen.append((frame, soft))
         yield soft
 
 

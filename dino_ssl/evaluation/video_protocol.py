@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from jaxtyping import UInt8
 from torch import Tensor
@@ -29,16 +30,20 @@ class ObjectScores:
         return (self.region.mean + self.contour.mean) / 2
 
 
-def score(clip: str, found: UInt8[Tensor, "t h w"], truth: UInt8[Tensor, "t h w"]) -> list[ObjectScores]:
-    """J and F of each object of the first frame; the first frame, which is given, and the last do not count.
+def check(clip: str, num_frames: int, first: UInt8[np.ndarray, "h w"]) -> None:
+    """Whether a clip can be measured.
 
     Raises:
-        UsageError: fewer than three frames, or no object.
+        UsageError: fewer than three frames, or no object in the first.
     """
-    numbers = [number for number in truth[0].unique().tolist() if number > 0]
-    if len(truth) < FEWEST_FRAMES or not numbers:
-        has = f"{len(truth)} frames and {len(numbers)} objects in the first"
+    if num_frames < FEWEST_FRAMES or not first.any():
+        has = f"{num_frames} frames and {'an' if first.any() else 'no'} object in the first"
         raise UsageError(f"sequence {clip} has {has}; it needs {FEWEST_FRAMES} frames, and an object")
+
+
+def score(clip: str, found: UInt8[Tensor, "t h w"], truth: UInt8[Tensor, "t h w"]) -> list[ObjectScores]:
+    """J and F of each object of the first frame; the first frame, which is given, and the last do not count."""
+    numbers = [number for number in truth[0].unique().tolist() if number > 0]
     return [_score(clip, number, found[1:-1] == number, truth[1:-1] == number) for number in numbers]
 
 
@@ -48,10 +53,12 @@ def _score(clip: str, number: int, found: Tensor, truth: Tensor) -> ObjectScores
 
 
 def measurements(objects: Sequence[ObjectScores]) -> list[Measurement]:
-    """The seven numbers of DAVIS 2017: means over objects, each of which counts once.
+    """The seven numbers of DAVIS 2017: means over objects, each of which counts once; none without objects.
 
     Intervals take the objects as independent; those of one video are alike, so that the true ones are wider.
     """
+    if not objects:
+        return []
     region = mean_scores([one.region for one in objects])
     contour = mean_scores([one.contour for one in objects])
     rows = {
@@ -71,8 +78,4 @@ def measurements(objects: Sequence[ObjectScores]) -> list[Measurement]:
 
 def by_object(objects: Sequence[ObjectScores]) -> dict[str, Plain]:
     """Of each object, for `Evaluation.details`."""
-    return {
-        f"{one.clip}/{number}": {"j": one.region.mean, "f": one.contour.mean}
-        for one in objects
-        for number in [one.number]
-    }
+    return {f"{one.clip}/{one.number}": {"j": one.region.mean, "f": one.contour.mean} for one in objects}

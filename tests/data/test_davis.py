@@ -2,16 +2,33 @@ import shutil
 
 import numpy as np
 import pytest
-from davis_tree import moving_boxes, write_davis
 
 from dino_ssl.data.davis import open_davis
+from dino_ssl.data.masks import Mask, default_palette, write_mask
 from dino_ssl.errors import UsageError
+
+
+def mask(number):
+    return np.full((2, 3), number, np.uint8)
+
+
+def add_clip(root, name, num_frames, num_masks):
+    images, annotations = root / "JPEGImages" / "480p" / name, root / "Annotations" / "480p" / name
+    images.mkdir(parents=True)
+    annotations.mkdir(parents=True)
+    for place in range(num_frames):
+        (images / f"{place:05d}.jpg").touch()
+    for place in range(num_masks):
+        write_mask(annotations / f"{place:05d}.png", Mask(mask(1 + place), default_palette()))
 
 
 @pytest.fixture
 def root(tmp_path):
-    clips = {"boxes": moving_boxes(), "two": moving_boxes(3, 1)}
-    return write_davis(tmp_path / "DAVIS", clips, only_first=["two"])
+    (tmp_path / "DAVIS" / "ImageSets" / "2017").mkdir(parents=True)
+    (tmp_path / "DAVIS" / "ImageSets" / "2017" / "val.txt").write_text("boxes\ntwo\n")
+    add_clip(tmp_path / "DAVIS", "boxes", 4, 4)
+    add_clip(tmp_path / "DAVIS", "two", 3, 1)
+    return tmp_path / "DAVIS"
 
 
 def test_sequences_come_in_the_order_of_the_list_with_frames_and_masks_by_name(root):
@@ -21,7 +38,7 @@ def test_sequences_come_in_the_order_of_the_list_with_frames_and_masks_by_name(r
     assert [frame.name for frame in boxes.frames] == [f"0000{n}.jpg" for n in range(4)]
     assert [mask.name for mask in boxes.masks] == [f"0000{n}.png" for n in range(4)]
     assert boxes.annotated and not two.annotated
-    assert np.array_equal(boxes.first_mask().numbers, moving_boxes()[1][0])
+    assert np.array_equal(boxes.first_mask().numbers, mask(1))
 
 
 def test_sequences_can_be_chosen_and_wrong_ones_are_named(root):
