@@ -28,9 +28,10 @@ def written(folder: Path | None, footage: Footage, overlay: Overlay | None) -> I
     if folder is None:
         yield lambda name, pixels, numbers: None
         return
-    from dino_ssl.evaluation.mask_overlay import overlay as laid_over  # noqa: PLC0415
+    from dino_ssl.evaluation.mask_overlay import laid_over, shown_palette  # noqa: PLC0415
 
     masks, palette = folder / footage.name, footage.first.palette
+    colours = shown_palette(palette)
     masks.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         show = stack.enter_context(_shown(folder, footage, overlay)) if overlay else None
@@ -38,7 +39,7 @@ def written(folder: Path | None, footage: Footage, overlay: Overlay | None) -> I
         def write(name: str, pixels: np.ndarray, numbers: np.ndarray) -> None:
             write_mask(masks / f"{name}.png", Mask(numbers, palette))
             if show is not None:
-                show(laid_over(as_rgb(pixels), numbers, palette))
+                show(laid_over(as_rgb(pixels), numbers, colours))
 
         yield write
 
@@ -54,7 +55,7 @@ def _shown(folder: Path, footage: Footage, overlay: Overlay) -> Iterator[Callabl
     spread = _Spread()
     yield spread.take
     if spread.frames:
-        sheet(spread.frames[:MOST_ON_SHEET]).save(folder / f"{footage.name}.sheet.png")
+        sheet(spread.chosen()).save(folder / f"{footage.name}.sheet.png")
 
 
 class _Spread:
@@ -68,5 +69,9 @@ class _Spread:
         if self._seen % self._step == 0:
             self.frames.append(frame)
         self._seen += 1
-        if len(self.frames) > MOST_ON_SHEET:
+        if len(self.frames) > 2 * MOST_ON_SHEET:
             self.frames, self._step = self.frames[::2], 2 * self._step
+
+    def chosen(self) -> list[Frame]:
+        places = np.linspace(0, len(self.frames) - 1, min(MOST_ON_SHEET, len(self.frames)))
+        return [self.frames[place] for place in places.round().astype(int).tolist()]

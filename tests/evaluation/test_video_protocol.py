@@ -4,7 +4,7 @@ import torch
 
 from dino_ssl.data.masks import default_palette
 from dino_ssl.errors import UsageError
-from dino_ssl.evaluation.mask_overlay import overlay, sheet
+from dino_ssl.evaluation.mask_overlay import laid_over, sheet, shown_palette
 from dino_ssl.evaluation.video_metrics import contour_accuracy
 from dino_ssl.evaluation.video_protocol import by_object, check, measurements, score
 
@@ -55,10 +55,18 @@ def test_an_overlay_tints_objects_and_leaves_the_background():
     frame = np.full((40, 60, 3), 100, np.uint8)
     numbers = np.zeros((40, 60), np.uint8)
     numbers[10:30, 10:50] = 2
-    picture = overlay(frame, numbers, default_palette())
+    picture = laid_over(frame, numbers, default_palette())
     assert picture[20, 30].tolist() == [50, 114, 50]
     assert picture[10, 30].tolist() == [0, 128, 0]  # the contour
     assert (picture[numbers == 0] == 100).all()
+
+
+def test_colours_that_somebody_chose_are_shown_and_those_of_davis_are_made_bright_and_distinct():
+    chosen = default_palette()
+    chosen[1] = (1, 2, 3)
+    assert np.array_equal(shown_palette(chosen), chosen)
+    bright = shown_palette(default_palette())
+    assert len(np.unique(bright[:101], axis=0)) == 101 and (bright.max(1) == 255).all()
 
 
 def test_a_sheet_has_each_frame_at_its_place():
