@@ -110,6 +110,9 @@ def _check(words: Namespace) -> None:
         for name, methods in SINGLE.items()
         if method in methods and len(given.get(name, ())) > 1
     ]
+    if words.linear_weights is not None:
+        trained = [name for name in ("lr", "epochs", "train_batch") if name in given]
+        problems += [f"--{name.replace('_', '-')} is of no use with --linear-weights; leave it out" for name in trained]
     if problems:
         raise UsageError(*problems)
 

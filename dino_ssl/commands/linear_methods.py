@@ -20,7 +20,7 @@ from dino_ssl.evaluation.linear_features import (
     usual_choices,
 )
 from dino_ssl.evaluation.linear_protocol import Found
-from dino_ssl.evaluation.linear_selection import num_steps
+from dino_ssl.evaluation.linear_selection import hold_out, num_steps
 from dino_ssl.evaluation.logistic import INVERSE_STRENGTHS
 from dino_ssl.evaluation.protocols import LINEAR_GRID, LINEAR_ORIGINAL, LOGISTIC
 from dino_ssl.evaluation.readouts import blocks
@@ -73,6 +73,8 @@ def grid(encoder: Encoder, train: Source, test: Source, settings: Settings, comp
     sweep = Sweep(epochs=settings.epochs, seed=settings.seed)
     sweep = replace(sweep, learning_rates=settings.learning_rates or sweep.learning_rates)
     sweep = replace(sweep, batch_size=settings.train_batch or sweep.batch_size)
+    if len(choices) * len(sweep.learning_rates) > 1:
+        _check_split(train, settings)
     bank, queries = _features(encoder, train, test, choices, compute)
     found = None
     if distributed.is_main():
@@ -88,6 +90,7 @@ def grid(encoder: Encoder, train: Source, test: Source, settings: Settings, comp
 def logistic(encoder: Encoder, train: Source, test: Source, settings: Settings, compute: Compute) -> Answer:
     """Features by all ranks, the regressions by rank 0."""
     choice = (_choices(settings, encoder) or (POOLED,))[0]
+    _check_split(train, settings)
     bank, queries = _features(encoder, train, test, (choice,), compute)
     found = None
     if distributed.is_main():
@@ -154,6 +157,15 @@ def _choices(settings: Settings, encoder: Encoder) -> tuple[Choice, ...]:
     if wrong := [str(choice) for choice in settings.choices if choice.blocks > has]:
         raise UsageError(f"--blocks {' '.join(wrong)}: {encoder.name} has {has} to read; write --blocks {has}")
     return settings.choices
+
+
+def _check_split(train: Source, settings: Settings) -> None:
+    """Whether there are images to choose on, before features are computed.
+
+    Raises:
+        UsageError: there are none.
+    """
+    hold_out(torch.from_numpy(labels_in(train, train.classes)), settings.val_share, settings.seed)
 
 
 def _features(

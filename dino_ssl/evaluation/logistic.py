@@ -19,7 +19,7 @@ from dino_ssl.errors import UsageError
 from dino_ssl.evaluation.linear_selection import Candidate, best, hold_out
 from dino_ssl.evaluation.metrics import ranks_of_truth
 
-INVERSE_STRENGTHS = (0.0001, 0.001, 0.01, 0.1, 1.0, 10.0)
+INVERSE_STRENGTHS = (0.00001, 0.0001, 0.001, 0.01, 0.1, 1.0)
 """scikit-learn's C, of features that have been brought to mean 0 and standard deviation 1."""
 MAX_ITERATIONS = 1000
 

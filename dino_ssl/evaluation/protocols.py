@@ -17,9 +17,10 @@ MEANING = {
     LINEAR_ORIGINAL: "A linear classifier on frozen features as in the DINO paper: random resized crops and flips, "
     "SGD with a cosine over 100 epochs; the accuracy after the last epoch, never the best on test.",
     LINEAR_GRID: "Linear classifiers on frozen features of centre crops, one for each learning rate and choice of "
-    "features, trained at once; the one that is best on a held-out part of the training set is measured on test.",
-    LOGISTIC: "Multinomial logistic regression on frozen features (scikit-learn's), its strength chosen on a held-out "
-    "part of the training set.",
+    "features, trained at once; the best on a held-out part of the training set is trained again on all of it and then "
+    "measured on test.",
+    LOGISTIC: "Multinomial logistic regression on standardised frozen features (scikit-learn's), its strength chosen "
+    "on a held-out part of the training set.",
     DAVIS: "Masks of the first frame carried through a video by similarity of patch features alone (DAVIS 2017, "
     "semi-supervised): region similarity J, contour accuracy F, and their mean.",
     REVISITED: "Landmark retrieval by cosine similarity on revisited Oxford or Paris (Radenovic et al. 2018): mean "

@@ -97,6 +97,10 @@ def test_logistic_regression_takes_one_choice(folder, tmp_path):
         (["--linear-weights", "x.pth"], "--linear-weights is of no use with --method grid"),
         (["--method", "original", "--lr", "0.1", "0.2"], "--lr takes one value with --method original, not 2"),
         (["--method", "logistic", "--blocks", "1", "4"], "--blocks takes one value with --method logistic, not 2"),
+        (
+            ["--method", "original", "--linear-weights", "x.pth", "--epochs", "3"],
+            "--epochs is of no use with --linear-",
+        ),
         (["--blocks", "0"], "'0' must be a number of blocks"),
         (["--blocks", "4+patch"], "'4+patch' must be a number of blocks"),
         (["--blocks", "5"], "--blocks 5: vit_micro/8 has 4 to read; write --blocks 4"),
