@@ -24,9 +24,13 @@ def sync_file(path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Replace `path` by `data` in one step."""
-    temporary = path.with_name(path.name + ".tmp")
+def write_atomically(path: Path, data: bytes, suffix: str = ".tmp") -> None:
+    """Replace `path` by `data` in one step.
+
+    Args:
+        suffix: of the file that lies beside it meanwhile; one of its own where several processes write the same.
+    """
+    temporary = path.with_name(path.name + suffix)
     temporary.write_bytes(data)
     sync_file(temporary)
     temporary.replace(path)

@@ -1,6 +1,6 @@
 """How a command computes, and the features it computes with: device, precision, workers, cache, ranks."""
 
-import os
+import sys
 from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +18,7 @@ from dino_ssl.evaluation.features import Features, Labelled, labelled
 from dino_ssl.evaluation.readouts import POOLED, Readout
 from dino_ssl.models.encoder import Encoder
 from dino_ssl.training import distributed
+from dino_ssl.training.ranks import cores_of_this_rank
 
 MOST_WORKERS = 16
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16}
@@ -48,12 +49,11 @@ class Compute:
             UsageError: CUDA is asked for and not there.
         """
         workers = words.num_workers
-        cores = len(os.sched_getaffinity(0))
         return cls(
             device=device_of(words),
             precision=PRECISIONS[words.precision],
             batch_size=words.batch_size,
-            num_workers=min(MOST_WORKERS, cores - 1) if workers is None else workers,
+            num_workers=min(MOST_WORKERS, cores_of_this_rank() - 1) if workers is None else workers,
             cache=None if words.no_cache else words.cache or _beside(words.weights),
         )
 
@@ -79,7 +79,7 @@ class Compute:
         return labelled(self.features(encoder, source, readout), source, classes)
 
     def features(self, encoder: Encoder, source: Source, readout: Readout = POOLED) -> Features:
-        """Features of every image of the source that can be read, with progress on rank 0.
+        """Features of every image of the source that can be read; rank 0 shows progress and names those that cannot.
 
         Raises:
             RunError: no image can be read, or the cache cannot be written.
@@ -93,7 +93,12 @@ class Compute:
             return features_of(extraction, self.cache, share)
         # Of several ranks' images, this one counts its own.
         with progress(-(-len(source) // share.world_size), f"images of {source.name}") as advance:
-            return features_of(extraction, self.cache, share, advance)
+            found = features_of(extraction, self.cache, share, advance)
+        if found.broken:
+            name, reason = found.broken[0]
+            left_out = f"{found.num_broken:,} of {len(source):,} images of {source.name} are left out"
+            print(f"{left_out}: they cannot be read; the first is {name} ({reason})", file=sys.stderr)
+        return found
 
 
 def _beside(weights: Path) -> Path | None:

@@ -2,6 +2,7 @@
 
 import hashlib
 from bisect import bisect_left
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,6 +56,18 @@ class Files:
         """16 hexadecimal digits over number and relative names, which stay when the folder moves."""
         digest = hashlib.sha256(f"{len(self)}\0".encode())
         digest.update(self.names.blob[:-1].data)
+        return digest.hexdigest()[:16]
+
+    def stamp(self, indices: Iterable[int]) -> str:
+        """16 hexadecimal digits over sizes and times of change, which a copy may keep, of some files."""
+        digest = hashlib.sha256()
+        for index in indices:
+            try:
+                status = self.path(index).stat()
+            except (OSError, ValueError):  # gone, or a name that no file can have
+                digest.update(b"-")
+            else:
+                digest.update(f"{status.st_size} {status.st_mtime_ns},".encode())
         return digest.hexdigest()[:16]
 
 

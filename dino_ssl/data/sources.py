@@ -14,6 +14,7 @@ A name wins over a folder of that name: write ./cifar10 for the folder.
 
 import difflib
 import stat
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal, Protocol, runtime_checkable
 
@@ -78,6 +79,11 @@ def load(source: Source, index: int, *, channels: int = 3, enough_pixels: float 
 def problems_of(source: Source) -> tuple[str, ...]:
     """What is wrong with the source as a whole, a line each; everything else of it is used."""
     return source.problems if isinstance(source, Shards) else ()
+
+
+def stamp(source: Source, indices: Iterable[int]) -> str:
+    """What changes with the bytes of these images, as far as the fingerprint does not tell; nothing is read."""
+    return source.stamp(indices) if isinstance(source, Files) else ""
 
 
 def open_source(spec: str, root: Path) -> Source:

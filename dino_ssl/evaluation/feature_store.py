@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Callable
+import secrets
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -13,16 +14,17 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import nn
 
-from dino_ssl.data.sources import Source
+from dino_ssl.data.sources import Source, stamp
 from dino_ssl.durable import naming, write_atomically
 from dino_ssl.errors import RunError
-from dino_ssl.evaluation.features import Features, extract_features, joined
+from dino_ssl.evaluation.features import Extractor, Features, joined
 from dino_ssl.evaluation.readouts import POOLED, Readout
 from dino_ssl.models.encoder import Encoder
 
-VERSION = 1
+VERSION = 2
 """Changes whenever the same images and weights would give other features."""
-PART_IMAGES = 8192
+# What a killed job loses at most, and what ranks share out: small, but for fewer than 1,300 files of ImageNet.
+PART_IMAGES = 1024
 
 
 @dataclass(frozen=True)
@@ -47,22 +49,23 @@ class Extraction:
         """Name of their place in a cache: of weights, data, transform and type, not of where any of these lie."""
         encoder = self.encoder
         parts = (
-            *(VERSION, encoder.digest, encoder.size, encoder.center_crop, encoder.mean, encoder.std),
+            *(VERSION, encoder.name, encoder.digest, encoder.size, encoder.center_crop, encoder.mean, encoder.std),
             *(self.source.fingerprint(), len(self.source), self.readout.name, str(self.precision), PART_IMAGES),
         )
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
-    def part(self, number: int, advance: Callable[[int], object]) -> Features:
-        """Compute a part; it may have no image that can be read."""
+    def parts(self, numbers: Sequence[int], advance: Callable[[int], object]) -> Iterator[Features]:
+        """Compute these parts; one may have no image that can be read."""
         encoder = self.encoder
-        first = number * PART_IMAGES
-        return extract_features(
-            cast(nn.Module, encoder.backbone).to(self.device), self.source,
-            size=encoder.size, center_crop=encoder.center_crop, mean=encoder.mean, std=encoder.std,
-            device=self.device, readout=self.readout, precision=self.precision, batch_size=self.batch_size,
-            num_workers=self.num_workers, indices=range(first, min(first + PART_IMAGES, len(self.source))),
-            advance=advance,
+        extractor = Extractor(
+            cast(nn.Module, encoder.backbone).to(self.device), encoder.size, encoder.center_crop,
+            encoder.mean, encoder.std, self.device, self.readout, self.precision, self.batch_size, self.num_workers,
         )  # fmt: skip
+        return extractor.parts(self.source, [self.images(number) for number in numbers], advance)
+
+    def images(self, part: int) -> range:
+        """Where the images of a part stand in the source."""
+        return range(part * PART_IMAGES, min((part + 1) * PART_IMAGES, len(self.source)))
 
     @property
     def num_parts(self) -> int:
@@ -81,9 +84,11 @@ class Share:
     world_size: int = 1
     gather: Callable[[Any], list[Any]] = lambda value: [value]
 
-    def of(self, number: int) -> slice:
-        """This process's part of so many things."""
-        return slice(number * self.rank // self.world_size, number * (self.rank + 1) // self.world_size)
+    def of(self, number: int, *, unit: int = 1) -> slice:
+        """This process's part of so many things, in whole units but for the last."""
+        units = -(-number // unit)
+        first, last = (units * rank // self.world_size * unit for rank in (self.rank, self.rank + 1))
+        return slice(min(first, number), min(last, number))
 
 
 def features_of(
@@ -94,7 +99,8 @@ def features_of(
 ) -> Features:
     """Features of every image that can be read, once each, on every process.
 
-    A part that lies whole in the cache is read; one that is missing or damaged is computed and written.
+    A part that lies whole in the cache is read; one that is missing, damaged, or of files that have changed is
+    computed and written.
 
     Args:
         cache: folder, which all processes see; None keeps nothing, and the processes exchange their parts.
@@ -104,61 +110,75 @@ def features_of(
         DivergedError: a feature is not finite.
     """
     share = share or Share()
-    folder = None if cache is None else cache / extraction.key()
     mine = range(share.rank, extraction.num_parts, share.world_size)
-    if folder is None:
-        gathered = share.gather({number: extraction.part(number, advance) for number in mine})
-        parts = {number: part for of_rank in gathered for number, part in of_rank.items()}
-        return joined([parts[number] for number in range(extraction.num_parts)], extraction.source)
-    with naming(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        own = {number: _cached(extraction, folder, number, advance) for number in mine}
+    if cache is None:
+        own = dict(zip(mine, extraction.parts(mine, advance), strict=True))
+        parts = {number: part for of_rank in share.gather(own) for number, part in of_rank.items()}
+    else:
+        stored = _Stored(extraction, cache / extraction.key())
+        own = stored.completed(mine, advance)
         share.gather(None)  # until all have written
-        parts = {number: own.get(number) or _written(folder, number) for number in range(extraction.num_parts)}
-        return joined(list(parts.values()), extraction.source)
+        parts = {number: own.get(number) or stored.written(number) for number in range(extraction.num_parts)}
+    return joined([parts[number] for number in range(extraction.num_parts)], extraction.source)
 
 
-def _written(folder: Path, number: int) -> Features:
-    """What another process has just written."""
-    part = _read(_file(folder, number))
-    if part is None:
-        raise RunError(f"{_file(folder, number)} is damaged or missing; --cache must name a folder that all ranks see")
-    return part
+@dataclass(frozen=True)
+class _Stored:
+    """The parts of one extraction in their folder."""
 
+    extraction: Extraction
+    folder: Path
 
-def _cached(extraction: Extraction, folder: Path, number: int, advance: Callable[[int], object]) -> Features:
-    path = _file(folder, number)
-    part = _read(path)
-    if part is not None:
-        advance(len(part.indices) + part.num_broken)
+    def completed(self, numbers: Sequence[int], advance: Callable[[int], object]) -> dict[int, Features]:
+        """These parts: read, or computed and written."""
+        with naming(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+        stamps = {number: self._stamp(number) for number in numbers}
+        found = {number: part for number in numbers if (part := self._read(number, stamps[number]))}
+        for part in found.values():
+            advance(len(part.indices) + part.num_broken)
+        missing = [number for number in numbers if number not in found]
+        for number, part in zip(missing, self.extraction.parts(missing, advance), strict=True):
+            self._write(number, part, stamps[number])
+            found[number] = part
+        return found
+
+    def written(self, number: int) -> Features:
+        """What another process has just written."""
+        part = self._read(number, None)
+        if part is None:
+            path = self._file(number)
+            raise RunError(f"{path} is damaged or missing; --cache must name a folder that all ranks see")
         return part
-    part = extraction.part(number, advance)
-    write_atomically(path, _bytes(part))
-    return part
 
+    def _stamp(self, number: int) -> str:
+        return stamp(self.extraction.source, self.extraction.images(number))
 
-def _file(folder: Path, number: int) -> Path:
-    return folder / f"part_{number:05d}.safetensors"
+    def _file(self, number: int) -> Path:
+        return self.folder / f"part_{number:05d}.safetensors"
 
+    def _write(self, number: int, part: Features, stamp: str) -> None:
+        values = part.values.contiguous()
+        notes = {"broken": json.dumps(part.broken), "sha256": _digest(values, part.indices), "stamp": stamp}
+        data = save({"values": values, "indices": torch.from_numpy(part.indices)}, notes)
+        with naming(self.folder):
+            # Another command may be writing the same part.
+            write_atomically(self._file(number), data, suffix=f".{secrets.token_hex(4)}.tmp")
 
-def _bytes(part: Features) -> bytes:
-    values = part.values.contiguous()
-    notes = {"broken": json.dumps(part.broken), "sha256": _digest(values)}
-    return save({"values": values, "indices": torch.from_numpy(part.indices)}, notes)
-
-
-def _read(path: Path) -> Features | None:
-    """The part, or None where it is missing or not what was written."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            values, indices, notes = file.get_tensor("values"), file.get_tensor("indices"), file.metadata()
-        if _digest(values) != notes["sha256"]:
+    def _read(self, number: int, stamp: str | None) -> Features | None:
+        """The part, or None where it is missing, not what was written, or of files with another stamp."""
+        try:
+            with safe_open(self._file(number), framework="pt") as file:
+                values, indices, notes = file.get_tensor("values"), file.get_tensor("indices"), file.metadata()
+            places = indices.numpy().astype(np.int64)
+            broken = [(str(name), str(reason)) for name, reason in json.loads(notes["broken"])]
+            is_whole = _digest(values, places) == notes["sha256"] and stamp in (None, notes["stamp"])
+        except (FileNotFoundError, SafetensorError, KeyError, ValueError):
             return None
-        broken = [(str(name), str(reason)) for name, reason in json.loads(notes["broken"])]
-    except (FileNotFoundError, SafetensorError, KeyError, ValueError):
-        return None
-    return Features(values, indices.numpy().astype(np.int64), broken)
+        return Features(values, places, broken) if is_whole else None
 
 
-def _digest(values: torch.Tensor) -> str:
-    return hashlib.sha256(values.numpy().tobytes()).hexdigest()
+def _digest(values: torch.Tensor, indices: np.ndarray) -> str:
+    digest = hashlib.sha256(values.numpy().data)
+    digest.update(indices.data)
+    return digest.hexdigest()

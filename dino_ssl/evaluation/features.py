@@ -1,8 +1,9 @@
 """Images of a source through a frozen encoder: DINO's evaluation transform, batch by batch."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -69,50 +70,88 @@ def center_pixels(pixels: UInt8[np.ndarray, "h w c"], size: int, center_crop: fl
     return torch.cat([TF.pil_to_tensor(TF.center_crop(band, [size, size])) for band in resized])
 
 
-def extract_features(
-    encoder: nn.Module,
-    source: Source,
-    *,
-    size: int,
-    center_crop: float,
-    mean: Sequence[float],
-    std: Sequence[float],
-    device: torch.device,
-    readout: Readout = POOLED,
-    batch_size: int = 256,
-    num_workers: int = 0,
-    indices: Sequence[int] | None = None,
-    precision: torch.dtype | None = None,
-    advance: Callable[[int], object] = lambda count: None,
-) -> Features:
-    """Encode the images `indices` (all by default), in that order, in evaluation mode and without gradients.
+@dataclass(frozen=True)
+class Extractor:
+    """An encoder with all that its images go through before it.
 
-    The encoder's modes and the global random states are afterwards what they were, so that training goes on
-    bit for bit as if nothing had happened. Where no image can be read there are no values; `joined` refuses that.
-
-    Args:
+    Attributes:
         encoder: takes normalised images [b, c, size, size]; lies on `device`.
-        mean, std: one number per channel.
         size: side of the centre crop, pixels.
         center_crop: `size` over the resized short side, in (0, 1].
+        mean, std: one number per channel.
         precision: autocast to this type; None computes as the weights are.
-        advance: called after each batch with its number of images.
-    Raises:
-        DivergedError: a feature is not finite.
+        batch_size: images at once.
+        num_workers: processes that read images; 0 reads in this one.
     """
-    chosen = range(len(source)) if indices is None else indices
-    values, kept, broken = [], [], []
-    crops = _CenterCrops(source, chosen, channels=len(mean), size=size, center_crop=center_crop)
-    with evaluating(encoder), torch.no_grad(), torch.autocast(device.type, precision, precision is not None):
-        for batch in _batches(crops, batch_size, num_workers):
-            kept += batch.indices
-            broken += batch.broken
-            if batch.indices:
-                values.append(readout(encoder, normalize(batch.pixels.to(device), mean, std)).float().cpu())
-            advance(len(batch.indices) + len(batch.broken))
-    features = Features(torch.cat(values) if values else torch.empty(0, 0), np.array(kept, np.int64), broken)
-    _check_finite(features, source)
-    return features
+
+    encoder: nn.Module
+    size: int
+    center_crop: float
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    device: torch.device
+    readout: Readout = POOLED
+    precision: torch.dtype | None = None
+    batch_size: int = 256
+    num_workers: int = 0
+
+    def features(self, source: Source, indices: Sequence[int] | None = None) -> Features:
+        """Encode the images `indices` (all by default), in that order, as `parts` does.
+
+        Raises:
+            RunError: no image can be read.
+            DivergedError: a feature is not finite.
+        """
+        chosen = range(len(source)) if indices is None else indices
+        return joined(list(self.parts(source, [chosen])), source)
+
+    def parts(
+        self, source: Source, parts: Sequence[Sequence[int]], advance: Callable[[int], object] = lambda count: None
+    ) -> Iterator[Features]:
+        """Encode several lists of images one after the other, in evaluation mode and without gradients.
+
+        The encoder's modes and the global random states are afterwards what they were, so that training goes on
+        bit for bit as if nothing had happened. A part of which no image can be read has no values.
+
+        Args:
+            advance: called after each batch with its number of images.
+        Raises:
+            DivergedError: a feature is not finite.
+        """
+        each = [
+            [part[first : first + self.batch_size] for first in range(0, len(part), self.batch_size)] for part in parts
+        ]
+        # One loader for all, so that images of the next part are read while this one is encoded and written.
+        loaded = self._loaded(source, [batch for part in each for batch in part])
+        for batches in each:
+            found = self._encoded(islice(loaded, len(batches)), advance)
+            _check_finite(found, source)
+            yield found
+
+    def _encoded(self, batches: Iterable["_Batch"], advance: Callable[[int], object]) -> Features:
+        values, kept, broken = [], [], []
+        autocast = torch.autocast(self.device.type, self.precision, self.precision is not None)
+        with evaluating(self.encoder), torch.no_grad(), autocast:
+            for batch in batches:
+                kept += batch.indices
+                broken += batch.broken
+                if batch.indices:
+                    images = normalize(batch.pixels.to(self.device), self.mean, self.std)
+                    values.append(self.readout(self.encoder, images).float().cpu())
+                advance(len(batch.indices) + len(batch.broken))
+        return Features(torch.cat(values) if values else torch.empty(0, 0), np.array(kept, np.int64), broken)
+
+    def _loaded(self, source: Source, batches: list[Sequence[int]]) -> Iterator["_Batch"]:
+        crops = _CenterCrops(source, channels=len(self.mean), size=self.size, center_crop=self.center_crop)
+        loader: DataLoader[Any] = DataLoader(
+            crops,
+            batch_sampler=batches,  # type: ignore[arg-type]  # ranges do as well as lists
+            num_workers=min(self.num_workers, len(batches)),
+            collate_fn=crops.collate,
+            # One of its own: the loader's worker seeds must not move the global random state.
+            generator=torch.Generator(),
+        )
+        return iter(loader)
 
 
 def joined(parts: Sequence[Features], source: Source) -> Features:
@@ -154,20 +193,15 @@ class _Batch:
 
 
 class _CenterCrops(Dataset[tuple[int, Tensor | None, str]]):
-    """Index, pixels (None if broken) and the reason."""
+    """By index: that index, pixels (None if broken) and the reason."""
 
-    def __init__(self, source: Source, indices: Sequence[int], *, channels: int, size: int, center_crop: float) -> None:
+    def __init__(self, source: Source, *, channels: int, size: int, center_crop: float) -> None:
         self.source = source
-        self.indices = indices
         self.channels = channels
         self.size = size
         self.center_crop = center_crop
 
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, position: int) -> tuple[int, Tensor | None, str]:
-        index = self.indices[position]
+    def __getitem__(self, index: int) -> tuple[int, Tensor | None, str]:
         try:
             image = load(self.source, index, channels=self.channels)
         except BrokenImage as error:
@@ -181,15 +215,6 @@ class _CenterCrops(Dataset[tuple[int, Tensor | None, str]]):
             [index for index, image, _ in samples if image is not None],
             [(self.source.describe(index), reason) for index, image, reason in samples if image is None],
         )
-
-
-def _batches(crops: _CenterCrops, batch_size: int, num_workers: int) -> Iterator[_Batch]:
-    # A generator of its own: the loader's worker seeds must not move the global random state.
-    generator = torch.Generator()
-    loader: DataLoader[Any] = DataLoader(
-        crops, batch_size, num_workers=num_workers, collate_fn=crops.collate, generator=generator
-    )
-    return iter(loader)
 
 
 def _check_finite(features: Features, source: Source) -> None:

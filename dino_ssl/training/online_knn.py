@@ -12,7 +12,7 @@ from dino_ssl.config import PretrainConfig
 from dino_ssl.data.sources import Source, labels_in, open_source, test_source_of
 from dino_ssl.data.streams import Purpose, stream
 from dino_ssl.errors import UsageError
-from dino_ssl.evaluation.features import Labelled, extract_features, joined, labelled
+from dino_ssl.evaluation.features import Extractor, Labelled, labelled
 from dino_ssl.evaluation.knn import PixelBaselines, knn_accuracy, pixel_baselines
 from dino_ssl.evaluation.protocols import KNN
 from dino_ssl.evaluation.results import Evaluation, Measurement, about_data
@@ -102,13 +102,10 @@ class OnlineKnn:
     ) -> tuple[Labelled, Labelled]:
         """Bank and queries; the same object twice when there are no queries."""
         classes = self.bank.classes
+        extractor = Extractor(encoder, size, self.config.knn.center_crop, mean, std, self.device)
 
         def features(source: Source) -> Labelled:
-            found = extract_features(
-                encoder, source, size=size, center_crop=self.config.knn.center_crop, mean=mean, std=std,
-                device=self.device, indices=self._subset(source, max_images),
-            )  # fmt: skip
-            named = labelled(joined([found], source), source, classes)
+            named = labelled(extractor.features(source, self._subset(source, max_images)), source, classes)
             return Labelled(named.values.to(self.device), named.labels.to(self.device))
 
         bank = features(self.bank)

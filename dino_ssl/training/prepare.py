@@ -28,7 +28,7 @@ from dino_ssl.training.journal import Journal
 from dino_ssl.training.online_knn import open_knn
 from dino_ssl.training.optim import build_optimizer, parameter_groups
 from dino_ssl.training.plan import make_plan
-from dino_ssl.training.ranks import placement
+from dino_ssl.training.ranks import cores_of_this_rank
 from dino_ssl.training.run import Run
 from dino_ssl.training.trackers import missing_extras
 
@@ -72,7 +72,7 @@ def check_environment(config: PretrainConfig) -> torch.device:
 def workers(config: PretrainConfig, device: torch.device) -> Workers:
     """Who makes the batches of this rank: what the config says, or all its cores but one."""
     knobs = config.loader
-    num = knobs.num_workers if knobs.num_workers is not None else min(MOST_WORKERS, _cores_of_this_rank() - 1)
+    num = knobs.num_workers if knobs.num_workers is not None else min(MOST_WORKERS, cores_of_this_rank() - 1)
     if config.crops.renderer == "pil" or (config.crops.renderer == "fused" and render_fused.IMPLEMENTATION == "pil"):
         # PIL keeps the GIL.
         return Workers(num if knobs.num_processes is None else knobs.num_processes, 0)
@@ -88,14 +88,7 @@ def share_cores(config: PretrainConfig, device: torch.device) -> None:
     small network become many times slower. `OMP_NUM_THREADS` (which torchrun sets) is left alone.
     """
     if device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(1, _cores_of_this_rank() - workers(config, device).total))
-
-
-def _cores_of_this_rank() -> int:
-    """Slurm gives each task its own, if it is told how many; other ranks of a node share what they all see."""
-    seen = len(os.sched_getaffinity(0))
-    given = os.environ.get("SLURM_CPUS_PER_TASK")
-    return min(seen, int(given)) if given else max(1, seen // placement().local_world_size)
+        torch.set_num_threads(max(1, cores_of_this_rank() - workers(config, device).total))
 
 
 def prepare(config: PretrainConfig, device: torch.device) -> Run:

@@ -99,6 +99,13 @@ def _slurm_step(environment: Mapping[str, str]) -> Placement | None:
     )
 
 
+def cores_of_this_rank() -> int:
+    """Slurm gives each task its own, if it is told how many; other ranks of a node share what they all see."""
+    seen = len(os.sched_getaffinity(0))
+    given = os.environ.get("SLURM_CPUS_PER_TASK")
+    return min(seen, int(given)) if given else max(1, seen // placement().local_world_size)
+
+
 def tasks_per_node(text: str) -> list[int]:
     """Slurm's `2(x3),1` as [2, 2, 2, 1]."""
     counts: list[int] = []

@@ -3,12 +3,14 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from shares import on_ranks
 
 from dino_ssl.data.pixels import Pixels
+from dino_ssl.data.sources import open_source
 from dino_ssl.evaluation import feature_store
-from dino_ssl.evaluation.feature_store import Extraction, features_of
-from dino_ssl.evaluation.features import center_pixels, extract_features, joined
+from dino_ssl.evaluation.feature_store import Extraction, Share, features_of
+from dino_ssl.evaluation.features import Extractor, center_pixels
 from dino_ssl.evaluation.readouts import POOLED, blocks
 from dino_ssl.models.backbone import build_backbone
 from dino_ssl.models.encoder import Encoder
@@ -31,11 +33,7 @@ def small_parts(monkeypatch):
 
 def at_once(encoder, source, readout=POOLED):
     """All images in one batch: what every way of cutting them must give."""
-    found = extract_features(
-        encoder.backbone, source, size=16, center_crop=0.875, mean=encoder.mean, std=encoder.std, device=CPU,
-        readout=readout,
-    )  # fmt: skip
-    return joined([found], source)
+    return Extractor(encoder.backbone, 16, 0.875, encoder.mean, encoder.std, CPU, readout).features(source)
 
 
 def assert_same(one, other):
@@ -63,7 +61,58 @@ def test_a_second_extraction_computes_nothing(encoder, tmp_path):
     assert sum(done) == 10
 
 
-@pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "gone"])
+def test_work_that_was_cut_off_is_gone_on_with(encoder, tmp_path):
+    source, done = Noise(10), []
+
+    class Killed(Exception):  # noqa: N818
+        pass
+
+    def killed_in_the_third_part(count):
+        done.append(count)
+        if sum(done) > 8:
+            raise Killed
+
+    extraction = Extraction(encoder, source, CPU, batch_size=1)
+    with pytest.raises(Killed):
+        features_of(extraction, tmp_path, advance=killed_in_the_third_part)
+    read = []
+    extraction = dataclasses.replace(extraction, source=Counted(10, reads=read))
+    assert_same(features_of(extraction, tmp_path), at_once(encoder, source))
+    assert read == [8, 9]
+
+
+@dataclasses.dataclass(frozen=True)
+class Counted(Noise):
+    reads: list[int] = dataclasses.field(default_factory=list)
+
+    def raw(self, index):
+        self.reads.append(index)
+        return super().raw(index)
+
+
+def test_a_file_that_has_changed_is_read_again(encoder, tmp_path):
+    (tmp_path / "images").mkdir()
+    for number in range(6):
+        Image.fromarray(Noise().raw(number)).save(tmp_path / "images" / f"{number}.png")
+    extraction = Extraction(encoder, open_source(str(tmp_path / "images"), tmp_path), CPU)
+    before = features_of(extraction, tmp_path / "cache").values
+    Image.fromarray(Noise().raw(9)).save(tmp_path / "images" / "4.png")
+    after = features_of(extraction, tmp_path / "cache").values
+    assert torch.equal(before[:4], after[:4]) and torch.equal(before[5], after[5])
+    assert not torch.allclose(before[4], after[4])
+
+
+@pytest.mark.parametrize("number", [0, 1, 7, 512, 1000, 10_000])
+@pytest.mark.parametrize("world_size", [1, 2, 3, 8])
+@pytest.mark.parametrize("unit", [1, 512])
+def test_shares_are_whole_units_that_cover_everything_once(number, world_size, unit):
+    parts = [Share(rank, world_size).of(number, unit=unit) for rank in range(world_size)]
+    assert [i for part in parts for i in range(number)[part]] == list(range(number))
+    assert all(part.start % unit == 0 or part.start == number for part in parts)
+    assert max(part.stop - part.start for part in parts) <= unit * -(-number // (unit * world_size))
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "an index", "empty", "gone"])
 def test_a_part_that_is_not_what_was_written_is_computed_again(encoder, tmp_path, damage):
     extraction = Extraction(encoder, Noise(10), CPU)
     first = features_of(extraction, tmp_path)
@@ -74,6 +123,8 @@ def test_a_part_that_is_not_what_was_written_is_computed_again(encoder, tmp_path
             data = data[:-5]
         case "flipped":
             data[-3] ^= 1
+        case "an index":
+            data[data.index((4).to_bytes(8, "little"), 8)] = 5
         case "empty":
             data = data[:0]
     part.unlink() if damage == "gone" else part.write_bytes(data)
@@ -84,7 +135,13 @@ def test_features_of_other_weights_data_or_pixels_have_another_place(encoder):
     first = Extraction(encoder, Noise(10), CPU)
     others = [
         dataclasses.replace(first, encoder=dataclasses.replace(encoder, **change))
-        for change in ({"digest": "cd" * 32}, {"size": 24}, {"center_crop": 1.0}, {"mean": (0.4,) * 3})
+        for change in (
+            {"digest": "cd" * 32},
+            {"name": "of 5 heads"},
+            {"size": 24},
+            {"center_crop": 1.0},
+            {"mean": (0.4,) * 3},
+        )
     ]
     others += [dataclasses.replace(first, **change) for change in (
         {"source": Noise(11)}, {"source": Pixels(np.zeros((10, 4, 4, 3), np.uint8), None, (), "noise")},

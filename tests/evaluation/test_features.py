@@ -13,7 +13,7 @@ from dino_ssl.data.decoding import BrokenImage
 from dino_ssl.data.sources import Source
 from dino_ssl.data.transfer import normalize
 from dino_ssl.errors import DivergedError, RunError
-from dino_ssl.evaluation.features import center_pixels, extract_features, joined, pixel_features
+from dino_ssl.evaluation.features import Extractor, center_pixels, pixel_features
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -49,9 +49,9 @@ class Noise:
         return "noise"
 
 
-def extract(encoder, source, **options):
+def extract(encoder, source, indices=None, **options):
     settings = {"size": 16, "center_crop": 0.875, "mean": MEAN, "std": STD, "device": torch.device("cpu")}
-    return joined([extract_features(encoder, source, **(settings | options))], source)
+    return Extractor(encoder, **(settings | options)).features(source, indices)
 
 
 def network():
@@ -119,6 +119,22 @@ def test_worker_processes_change_nothing():
     assert alone.broken == workers.broken
 
 
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_parts_are_what_each_would_be_alone(num_workers):
+    lists = [range(3), [5, 4, 6], [], [1]]
+    encoder, source, done = network().train(), Noise(broken=(1,)), []
+    extractor = Extractor(encoder, 16, 0.875, MEAN, STD, torch.device("cpu"), batch_size=2, num_workers=num_workers)
+    found = []
+    for part in extractor.parts(source, lists, done.append):
+        assert encoder.training and torch.is_grad_enabled()  # not of this loop's concern
+        found.append(part)
+    assert [part.indices.tolist() for part in found] == [[0, 2], [5, 4, 6], [], []]
+    assert [part.num_broken for part in found] == [1, 0, 0, 1]
+    assert torch.equal(found[0].values, extract(encoder, source, range(3), batch_size=2).values)
+    assert torch.equal(found[1].values, extract(encoder, source, lists[1], batch_size=2).values)
+    assert done == [2, 1, 2, 1, 1]
+
+
 def test_broken_images_are_left_out_and_listed():
     every = extract(network(), Noise()).values
     features = extract(network(), Noise(broken=(1, 2, 3, 6)), batch_size=2)
@@ -147,14 +163,14 @@ def test_features_that_are_not_finite_name_their_image():
 SCRIPT = """
 import random, numpy as np, torch
 from dino_ssl.data.pixels import Pixels
-from dino_ssl.evaluation.features import extract_features
+from dino_ssl.evaluation.features import Extractor
 
 encoder = torch.nn.Sequential(torch.nn.Dropout(0.5), torch.nn.Flatten())
 source = Pixels(np.zeros((5, 8, 8, 3), np.uint8), None, (), "zeros")
 before = torch.get_rng_state(), repr(np.random.get_state()), random.getstate()
 for num_workers in (0, 1):
-    extract_features(encoder, source, size=8, center_crop=0.875, mean=(0.0,) * 3, std=(1.0,) * 3,
-                     device=torch.device("cpu"), num_workers=num_workers)
+    Extractor(encoder, size=8, center_crop=0.875, mean=(0.0,) * 3, std=(1.0,) * 3,
+              device=torch.device("cpu"), num_workers=num_workers).features(source)
 assert torch.equal(torch.get_rng_state(), before[0])
 assert repr(np.random.get_state()) == before[1]
 assert random.getstate() == before[2]
