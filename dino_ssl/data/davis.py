@@ -11,10 +11,10 @@ from dino_ssl.data.published_layout import not_laid_out
 from dino_ssl.errors import UsageError
 
 RESOLUTION = "480p"
-TREE = f"""\
+TREE = """\
   DIR/ImageSets/2017/val.txt                    a sequence on each line
-  DIR/JPEGImages/{RESOLUTION}/SEQUENCE/00000.jpg      frames
-  DIR/Annotations/{RESOLUTION}/SEQUENCE/00000.png     masks, the colour's place in the palette is the object's number
+  DIR/JPEGImages/480p/SEQUENCE/00000.jpg        frames
+  DIR/Annotations/480p/SEQUENCE/00000.png       masks: the colour's place in the palette is the object's number
 """
 
 
