@@ -23,7 +23,7 @@ from dino_ssl.evaluation.linear_protocol import Found
 from dino_ssl.evaluation.linear_selection import hold_out, num_steps
 from dino_ssl.evaluation.logistic import INVERSE_STRENGTHS
 from dino_ssl.evaluation.protocols import LINEAR_GRID, LINEAR_ORIGINAL, LOGISTIC
-from dino_ssl.evaluation.readouts import blocks
+from dino_ssl.evaluation.readouts import Readout, blocks
 from dino_ssl.evaluation.results import Plain
 from dino_ssl.models.encoder import Encoder
 from dino_ssl.models.weight_files import read_weight_file
@@ -105,8 +105,8 @@ def logistic(encoder: Encoder, train: Source, test: Source, settings: Settings, 
 def original(encoder: Encoder, train: Source, test: Source, settings: Settings, compute: Compute) -> Answer:
     """All ranks together; or a classifier that somebody has trained, on the test images alone."""
     protocol = _protocol(settings, encoder)
-    read = compute.labelled(encoder, test, train.classes, blocks(protocol.choice.blocks))
-    columns = protocol.choice.columns(protocol.choice.blocks, encoder.backbone.embed_dim)
+    read = compute.labelled(encoder, test, train.classes, _readout(encoder, protocol.choice))
+    columns = protocol.choice.columns(read.values.shape[1], encoder.backbone.embed_dim)
     queries = Labelled(side_by_side(read.values)[:, columns], read.labels)
     if settings.linear_weights is not None:
         return _measured(settings.linear_weights, protocol.choice, queries, train, compute)
@@ -171,9 +171,14 @@ def _check_split(train: Source, settings: Settings) -> None:
 def _features(
     encoder: Encoder, train: Source, test: Source, choices: tuple[Choice, ...], compute: Compute
 ) -> tuple[Labelled, Labelled]:
-    readout = blocks(max(choice.blocks for choice in choices))
+    readout = _readout(encoder, *choices)
     bank = compute.labelled(encoder, train, train.classes, readout)
     return bank, compute.labelled(encoder, test, train.classes, readout)
+
+
+def _readout(encoder: Encoder, *choices: Choice) -> Readout:
+    """Blocks for these choices, and at least for the usual ones, so that all methods share what is cached."""
+    return blocks(max(choice.blocks for choice in (*choices, *usual_choices(encoder.backbone.num_blocks))))
 
 
 def _answer(protocol: str, found: Found | None, bank: Labelled, queries: Labelled) -> Answer:
