@@ -18,6 +18,7 @@ COMMANDS = {
     "pretrain": "train a backbone on images without labels",
     "stats": "look at a data set: numbers, broken and duplicate images, a picture of its crops",
     "pack": "write a data set as tar shards",
+    "attention": "draw where a network looks in photographs and videos",
     "collect": "take the results of evaluation jobs into a run's journal",
     "linear": "accuracy of linear classifiers on a checkpoint's features: a grid, the original protocol, or logistic",
     "knn": "classify images by their nearest neighbours in a checkpoint's features",

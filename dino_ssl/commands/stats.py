@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from dino_ssl.commands.output_folder import output_folder
 from dino_ssl.commands.parsing import Parser, whole
 from dino_ssl.config import PretrainConfig
 from dino_ssl.config_schema import build
@@ -37,7 +38,8 @@ def run(arguments: Sequence[str]) -> None:
     if words is None:
         return
     source = open_source(words.source, words.data_root)
-    folder = _output_folder(words.output_dir or Path("stats") / _file_name(words.source), source)
+    # Of other sources than folders the name is no folder.
+    folder = output_folder(words.output_dir or Path("stats") / _file_name(words.source), [Path(source.name)])
     found = _look(source, words.max_images, words.channels or channels_of(source))
     with naming(folder):
         for name, text in files_of(source, found).items():
@@ -65,22 +67,6 @@ def _parser() -> Parser:
 def _file_name(spec: str) -> str:
     """The SOURCE as the name of a folder."""
     return re.sub(r"[^\w.=-]+", "-", spec, flags=re.ASCII).strip("-.")[-80:] or "images"
-
-
-def _output_folder(folder: Path, source: Source) -> Path:
-    images = Path(source.name)  # of other sources than folders the name is no folder
-    if images.is_dir() and folder.resolve().is_relative_to(images.resolve()):
-        raise UsageError(
-            f"output_dir={folder} lies in the folder of images, {images}, where the contact sheet would be taken for "
-            "one; write --output-dir with a folder outside"
-        )
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(
-            f"output_dir={folder} cannot be written ({error.strerror}); write --output-dir with another folder"
-        ) from error
-    return folder
 
 
 def channels_of(source: Source) -> int:

@@ -31,10 +31,12 @@ class Video:
 
     Attributes:
         rate: frames per second, the mean where it varies.
+        num_frames: 0 where the file does not say.
         frames: upright; raises BrokenImage where the file is damaged.
     """
 
     rate: Fraction
+    num_frames: int
     frames: Iterator[Frame]
 
 
@@ -60,7 +62,7 @@ def open_video(path: Path) -> Iterator[Video]:
     if path.suffix.lower() == ".gif":
         with _open_gif(path) as image:
             pause = int(image.info.get("duration", 0)) or BROWSERS_PAUSE
-            yield Video(Fraction(1000, pause), _frames_of_gif(image, path))
+            yield Video(Fraction(1000, pause), _num_frames(image), _frames_of_gif(image, path))
         return
     av = _av(path)
     try:
@@ -72,7 +74,8 @@ def open_video(path: Path) -> Iterator[Video]:
             raise BrokenImage(printable(path), "there is no picture in it")
         stream = container.streams.video[0]
         stream.thread_type = "AUTO"
-        yield Video(Fraction(stream.average_rate or stream.guessed_rate or 25), _frames(av, container, path))
+        rate = Fraction(stream.average_rate or stream.guessed_rate or 25)
+        yield Video(rate, stream.frames, _frames(av, container, path))
 
 
 @contextmanager
@@ -136,6 +139,10 @@ def _frames(av: Any, container: Any, path: Path) -> Iterator[Frame]:
             yield np.ascontiguousarray(np.rot90(pixels, round(frame.rotation / 90)))
     except av.error.FFmpegError as error:
         raise BrokenImage(printable(path), f"damaged: {error.strerror}") from None
+
+
+def _num_frames(image: Image.Image) -> int:
+    return int(image.n_frames)  # type: ignore[attr-defined]  # of this format's class
 
 
 def _open_gif(path: Path) -> Image.Image:

@@ -1,80 +1,38 @@
 """Whose attention is shown, and what is shown of networks that have none."""
 
-import re
-from dataclasses import dataclass
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
 from dino_ssl.errors import UsageError
-from dino_ssl.evaluation.attention import cls_attention, mean_over_patches
+from dino_ssl.evaluation.attention import mean_over_patches
+from dino_ssl.evaluation.query import Query
 from dino_ssl.models.attention_map import AttentionMap, NoAttention
 from dino_ssl.models.backbone import Backbone
 
 SIMILARITY_TEMPERATURE = 0.1
 SIMILARITY_NOTE = "no attention in this network: shown is how similar each place of its last features is to their mean"
-MEAN_NOTE = "no class token in this network: unless a token is asked for, the mean over all patches as queries is shown"
-RULE = "cls, mean, register1 (2, 3, ...), or X,Y: shares of width and height from the top left corner, such as 0.5,0.25"
 
 
-@dataclass(frozen=True)
-class Query:
-    """The token that looks.
-
-    Attributes:
-        text: as it was written: cls, mean, register1, or X,Y.
-        register: from 1 on; 0 for other tokens.
-        place: shares of the image's width and height, each in [0, 1], so that one query means the same place of
-            images of any size and of networks with any patches.
-    """
-
-    text: str
-    register: int = 0
-    place: tuple[float, float] | None = None
-
-    @classmethod
-    def of(cls, text: str) -> "Query":
-        """Read what a person wrote.
-
-        Raises:
-            ValueError: it is none of these.
-        """
-        if text in ("cls", "mean"):
-            return cls(text)
-        if found := re.fullmatch(r"register([1-9]\d{0,3})", text, re.ASCII):
-            return cls(text, register=int(found[1]))
-        number = r"(\d*\.?\d+|\d+\.)"
-        if found := re.fullmatch(f"{number},{number}", text, re.ASCII):
-            place = float(found[1]), float(found[2])
-            if max(place) <= 1:
-                return cls(text, place=place)
-        raise ValueError(f"'{text}' must be {RULE}")
-
-    def patch(self, grid: tuple[int, int]) -> tuple[int, int] | None:
-        """Row and column of the patch that looks; None for the other tokens."""
-        if self.place is None:
-            return None
-        (x, y), (rows, columns) = self.place, grid
-        return min(int(y * rows), rows - 1), min(int(x * columns), columns - 1)
-
-
-def attention_from(attention: AttentionMap, query: Query | None) -> Float[Tensor, "b heads h w"]:
-    """The weights that a token gives to the patches; with no query, the class token's or else the mean of all tokens'.
+def attention_from(attention: AttentionMap, query: Query) -> Float[Tensor, "b heads h w"]:
+    """The weights that a token gives to the patches.
 
     They sum to less than 1 where prefix tokens have a share.
 
     Raises:
         UsageError: the network has no such token.
     """
-    if query is None:
-        return cls_attention(attention)
     if query.text == "mean":
         row = mean_over_patches(attention)
     else:
         row = attention.rows(torch.tensor([_index(attention, query)], device=attention.query.device))[:, :, 0]
     return row[..., attention.num_prefix_tokens :].reshape(*row.shape[:2], *attention.grid)
+
+
+def default_query(attention: AttentionMap) -> Query:
+    """Who looks where nobody is asked for."""
+    return Query("cls" if attention.has_class_token and attention.num_prefix_tokens else "mean")
 
 
 def _index(attention: AttentionMap, query: Query) -> int:
@@ -108,7 +66,7 @@ def _tokens(num_prefix: int, has_class_token: bool) -> str:
 def attention_or_similarity(
     backbone: Backbone, images: Float[Tensor, "b c x y"], block: int
 ) -> tuple[AttentionMap, str]:
-    """A block's attention, or what comes nearest to it, and a note on that; no note where it is a class token's.
+    """A block's attention, or what comes nearest to it, and a note on that; none where it is attention.
 
     Raises:
         UsageError: the network has no such block.
@@ -121,8 +79,7 @@ def attention_or_similarity(
                 f"block={block}: {reason}; what is shown in its place is of the last block; write -1"
             ) from None
         return similarity(backbone.patch_features(images)), SIMILARITY_NOTE
-    has_class_token = attention.has_class_token and attention.num_prefix_tokens > 0
-    return attention, "" if has_class_token else MEAN_NOTE
+    return attention, ""
 
 
 def similarity(features: Float[Tensor, "b d h w"]) -> AttentionMap:

@@ -5,7 +5,8 @@ import torch
 
 from dino_ssl.errors import UsageError
 from dino_ssl.evaluation.attention import cls_attention, mean_over_patches
-from dino_ssl.evaluation.queries import Query, attention_from, attention_or_similarity, similarity
+from dino_ssl.evaluation.queries import attention_from, attention_or_similarity, default_query, similarity
+from dino_ssl.evaluation.query import Query
 from dino_ssl.models.attention_map import AttentionMap
 from dino_ssl.models.backbone import build_backbone
 
@@ -42,11 +43,13 @@ def test_a_query_is_its_row_of_the_table(text, token):
 
 def test_without_a_query_the_class_token_looks_or_else_the_mean_of_all():
     attention = attention_of()
-    torch.testing.assert_close(attention_from(attention, None), patches(attention, 0))
+    torch.testing.assert_close(attention_from(attention, default_query(attention)), patches(attention, 0))
     mean = sum(patches(attention, token) for token in range(3, 15)) / 12
     torch.testing.assert_close(attention_from(attention, Query.of("mean")), mean)
     registers = dataclasses.replace(attention, has_class_token=False)
-    torch.testing.assert_close(attention_from(registers, None), mean)
+    torch.testing.assert_close(attention_from(registers, default_query(registers)), mean)
+    torch.testing.assert_close(cls_attention(registers), mean)
+    assert default_query(attention_of(prefix=0)) == Query.of("mean")
 
 
 def test_the_mean_of_many_queries_is_that_of_the_whole_table():
