@@ -56,8 +56,17 @@ def run(arguments: Sequence[str]) -> None:
     with compute.ranks():
         found = evaluate(options.encoder_of(words), train, test, _settings(words), compute)
     if placement().rank == 0:
-        print(f"\n{found.details['note']}")
+        _explain(found)
     options.say([found], words.output)
+
+
+def _explain(found: "Evaluation") -> None:
+    """What the table has no room for."""
+    from dino_ssl.evaluation.linear_protocol import weakest  # noqa: PLC0415
+
+    per_class = found.details["per_class"]
+    assert isinstance(per_class, dict)
+    print(f"\n{found.details['note']}\nlowest accuracies: {weakest(per_class)}")
 
 
 def _parser() -> Parser:

@@ -4,7 +4,7 @@ Sizes: k blocks, d features of each.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
 import torch
@@ -125,6 +125,12 @@ def _measurements(name: str, right: Accuracies) -> list[Measurement]:
 
 def _per_class(right: Accuracies, classes: Sequence[str]) -> dict[str, Plain]:
     return {label: _finite(value) for label, value in zip(classes, right.per_class.tolist(), strict=True)}
+
+
+def weakest(per_class: Mapping[str, Plain], number: int = 3) -> str:
+    """The classes with the lowest accuracy, lowest first: `cat 41.0 %, bird 46.2 %`."""
+    known = [(value, name) for name, value in per_class.items() if isinstance(value, float)]
+    return ", ".join(f"{name} {percent(value)}" for value, name in sorted(known)[:number])
 
 
 def _listed(candidates: Sequence[Candidate]) -> list[Plain]:

@@ -88,3 +88,8 @@ def test_a_class_without_test_images_has_no_accuracy_and_no_part_in_the_mean():
     found = linear_protocol.original(classifier, test, ["a", "b", "c"], {})
     assert found.details["per_class"] == {"a": 1.0, "b": 1.0, "c": None}
     assert by_metric(found)["linear/macro"].value == 1.0
+    assert linear_protocol.weakest(found.details["per_class"]) == "a 100.0 %, b 100.0 %"
+
+
+def test_the_weakest_classes_are_named_lowest_first():
+    assert linear_protocol.weakest({"cat": 0.5, "dog": 0.25, "cow": None, "hen": 1.0}, 2) == "dog 25.0 %, cat 50.0 %"
