@@ -56,13 +56,18 @@ def add_precision(parser: Parser) -> None:
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help=help_text)
 
 
+def add_workers(parser: Parser) -> None:
+    """--num-workers."""
+    help_text = "processes that read images (all cores but one)"
+    parser.add_argument("--num-workers", type=whole(0), metavar="N", help=help_text)
+
+
 def add_device(parser: Parser) -> None:
     """Where and how to compute: --device, --precision, --batch-size, --num-workers."""
     add_place(parser)
     add_precision(parser)
-    add = parser.add_argument
-    add("--batch-size", type=whole(1), default=64, metavar="N", help="images at once (%(default)s)")
-    add("--num-workers", type=whole(0), metavar="N", help="processes that read images (all cores but one)")
+    add_workers(parser)
+    parser.add_argument("--batch-size", type=whole(1), default=64, metavar="N", help="images at once (%(default)s)")
 
 
 def add_cache(parser: Parser) -> None:
