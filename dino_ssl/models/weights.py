@@ -16,7 +16,7 @@ from dino_ssl.models.timm_adapter import TimmBackbone
 from dino_ssl.models.vit import VisionTransformer
 from dino_ssl.models.weight_files import WeightFile, read_weight_file
 from dino_ssl.models.weight_keys import Network, Tensors, groups, may_be_left_out, network_in
-from dino_ssl.models.weight_plans import Plan, plan_for
+from dino_ssl.models.weight_plans import Images, Plan, plan_for
 
 LEAST_MATCHED = 0.95
 MOST_NAMED = 4
@@ -77,12 +77,13 @@ def load(
     file = read_weight_file(path)
     network = network_in(file.content, key, file.path)
     plan = plan_for(file, network, arch)
-    backbone = _built(plan, network)
-    images = replace(plan.images, size=size or plan.images.size, center_crop=center_crop or plan.images.center_crop)
-    _check_sizes(backbone, network, images.size, patch_size, file.path)
+    backbone = _built(plan, network).eval().requires_grad_(False)
     used, report = _fill(backbone, network, file.path)
+    images = replace(plan.images, size=size or plan.images.size, center_crop=center_crop or plan.images.center_crop)
+    _check_patches(network, patch_size, file.path)
+    _check_size(backbone, images)
     encoder = Encoder(
-        backbone=cast(Backbone, backbone.eval().requires_grad_(False)),
+        backbone=cast(Backbone, backbone),
         name=plan.name,
         origin=_origin(file, network),
         digest=digest_of(used),
@@ -146,14 +147,26 @@ def _listed(names: list[str], tensors: Tensors) -> str:
     return some + (f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else "") if some else "no more"
 
 
-def _check_sizes(backbone: nn.Module, network: Network, size: int, patch_size: int | None, path: Path) -> None:
+def _check_patches(network: Network, patch_size: int | None, path: Path) -> None:
     weight = network.tensors.get("patch_embed.proj.weight")
     if patch_size is not None and (weight is None or weight.shape[-1] != patch_size):
         has = "has no patches" if weight is None else f"has patches of {weight.shape[-1]} pixels"
         raise UsageError(f"patch_size={patch_size}, but the network in {path} {has}; leave --patch-size out")
+
+
+def _check_size(backbone: nn.Module, images: Images) -> None:
+    """Of ViTs by the patches; some networks of timm take one size only, which shows when they are tried."""
+    size = images.size
     if isinstance(backbone, VisionTransformer) and size % backbone.patch_size:
         near = max(1, round(size / backbone.patch_size)) * backbone.patch_size
         raise UsageError(f"size={size} must be a multiple of the patch size {backbone.patch_size}; write --size {near}")
+    if isinstance(backbone, TimmBackbone):
+        try:
+            with torch.no_grad():
+                backbone(torch.zeros(1, len(images.mean), size, size))
+        except (RuntimeError, AssertionError, ValueError) as reason:
+            text = f"size={size} does not go through timm/{backbone.name} ({reason}); leave --size out"
+            raise UsageError(text) from None
 
 
 def _interpolated(network: Network, size: int) -> list[str]:

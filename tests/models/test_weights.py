@@ -339,6 +339,13 @@ def test_words_that_make_no_sense_are_refused(tmp_path, options, message):
         load_encoder(saved(tmp_path / "x.pth", filled(vit_shapes())), **options)
 
 
+def test_a_size_that_a_network_of_timm_does_not_take_is_refused(tmp_path):
+    model = timm.create_model("gmlp_ti16_224", num_classes=0)
+    path = saved(tmp_path / "gmlp.pth", model.state_dict())
+    with pytest.raises(UsageError, match=r"size=100 does not go through timm/gmlp.*; leave --size out"):
+        load_encoder(path, arch="timm/gmlp_ti16_224", size=100)
+
+
 def test_a_vit_as_only_timm_has_them_asks_for_its_name(tmp_path):
     state = filled(vit_shapes()) | {"pos_embed": torch.zeros(1, SIDE**2, DIM), "reg_token": torch.zeros(1, 4, DIM)}
     assert "--arch timm/NAME" in refusal(saved(tmp_path / "x.pth", state))
