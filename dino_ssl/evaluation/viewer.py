@@ -10,7 +10,7 @@ import io
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from html import escape
 from importlib import resources
 from pathlib import Path
@@ -98,27 +98,36 @@ def write_viewer(path: Path, scenes: Iterable[Scene], *, num_scenes: int, budget
     Raises:
         UsageError: attention that the page cannot show, or no image fits.
     """
-    entries: list[dict[str, object]] = []
-    blocks: list[str] = []
-    said: list[str] = []
-    left = budget - len(_page("", [], []))
-    for number, scene in enumerate(scenes):
-        _check(scene)
-        choice = _fitting(scene, left // max(1, num_scenes - number))
-        if choice is None:
-            said.append(f"{escaped(scene.name)} is not in the viewer: a page may have {budget:,} bytes")
-            continue
-        left -= choice.num_bytes(scene)
-        left_out = _left_out(scene, choice)
-        said += [f"{escaped(scene.name)} in the viewer: {left_out}"] if left_out else []
-        entries.append(_entry(scene, choice, number, left_out))
-        blocks += _block_tags(scene, choice, number)
+    contents = _Contents(budget - len(_page("", [], [])))
+    said = [contents.add(scene, num_scenes - number) for number, scene in enumerate(scenes)]
+    entries = contents.entries
     if not entries:
         raise UsageError(f"no image fits into a viewer of {budget:,} bytes; give fewer or smaller images")
     path.parent.mkdir(parents=True, exist_ok=True)
     title = str(entries[0]["name"]) if len(entries) == 1 else f"{len(entries)} images"
-    write_atomically(path, _page(f"Attention: {title}", entries, blocks).encode())
-    return said
+    write_atomically(path, _page(f"Attention: {title}", entries, contents.blocks).encode())
+    return [sentence for sentence in said if sentence]
+
+
+@dataclass
+class _Contents:
+    """What is on the page so far, and the bytes that are left."""
+
+    left: int
+    entries: list[dict[str, object]] = field(default_factory=list)
+    blocks: list[str] = field(default_factory=list)
+
+    def add(self, scene: Scene, num_to_share: int) -> str:
+        """Take in a scene, which may have its part of the bytes; say what was left out, if anything was."""
+        _check(scene)
+        choice = _fitting(scene, self.left // max(1, num_to_share))
+        if choice is None:
+            return f"{escaped(scene.name)} is not in the viewer: the page would become too large"
+        number, left_out = len(self.entries), _left_out(scene, choice)
+        self.left -= choice.num_bytes(scene)
+        self.entries.append(_entry(scene, choice, number, left_out))
+        self.blocks += _block_tags(scene, choice, number)
+        return f"{escaped(scene.name)} in the viewer: {left_out}" if left_out else ""
 
 
 def _check(scene: Scene) -> None:
@@ -212,7 +221,9 @@ def _id(scene: int, model: int, block: int) -> str:
 
 
 def _page(title: str, entries: Sequence[dict[str, object]], blocks: Sequence[str]) -> str:
-    template, style, script = ((PAGES / f"viewer.{kind}").read_text(encoding="utf-8") for kind in ("html", "css", "js"))
+    names = ("viewer.html", "viewer.css", "viewer_numbers.js", "viewer.js")
+    template, style, *scripts = ((PAGES / name).read_text(encoding="utf-8") for name in names)
+    script = "\n".join(scripts)
     colours = matplotlib.colormaps[PALETTE](np.arange(256), bytes=True)[:, :3]
     data = {"scenes": entries, "palette": base64.b64encode(colours.tobytes()).decode()}
     parts = {

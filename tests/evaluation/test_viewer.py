@@ -168,7 +168,7 @@ def test_images_share_the_bytes_and_one_that_does_not_fit_is_named(tmp_path):
     large = a_scene("large.jpg", num_blocks=1, grid=(40, 40), width=64)
     page, said, size = write(tmp_path, small, large, small, budget=300_000)
     assert [scene["name"] for scene in page.data["scenes"]] == ["small.png", "small.png"]
-    assert said == ["large.jpg is not in the viewer: a page may have 300,000 bytes"]
+    assert said == ["large.jpg is not in the viewer: the page would become too large"]
     assert size <= 300_000
     assert page.title == "Attention: 2 images"
     with pytest.raises(UsageError, match="no image fits into a viewer of 300,000 bytes"):

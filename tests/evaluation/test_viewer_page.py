@@ -123,7 +123,7 @@ class Page:
     def reading(self, panel: int = 0) -> tuple[str, str, float]:
         """Whose attention, to which patch, and how much."""
         text = self.all(".readout")[panel].text
-        found = re.fullmatch(r"(.+) → (.+): ([\d.e-]+)(, the largest weight)?", text)
+        found = re.fullmatch(r"(.+) → (.+): weight ([\d.e-]+), [\d.]+ % of what patches get(, the largest)?", text)
         assert found, text
         return found[1], found[2], float(found[3])
 
@@ -195,6 +195,7 @@ def test_it_opens_with_the_class_token_in_the_last_block_over_the_mean_of_the_he
     )
     assert page.pressed("#tokens") == ["class token"]
     assert page.pressed(".heads") == ["mean over the heads"] and page.pressed(".blocks") == ["block 3"]
+    assert f" {100 * float(patches.max() / patches.sum()):.1f} % of what patches get" in page.text(".readout")
     shares = page.text(".shares")
     assert f"{100 * float(patches.sum()):.1f} % on 40 patches" in shares
     assert f"{100 * float(row[:3].sum()):.2f} % on class token and registers" in shares

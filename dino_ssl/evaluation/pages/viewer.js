@@ -1,99 +1,14 @@
-"use strict";
-
 // Shares of width and height (0 to 1) say where the query is, since the grids of two models can differ.
 const byId = (id) => document.getElementById(id);
 const page = JSON.parse(byId("page").textContent);
 const palette = bytes(page.palette);
-const MEAN = -1;
 const CLASS_TOKEN = "class token";
-const chosen = { scene: 0, fromEnd: 0, head: MEAN, query: { token: CLASS_TOKEN }, pinned: false, mass: 1, opacity: 0.8, brighten: false };
+const chosen = {
+  scene: 0, fromEnd: 0, head: MEAN, query: { token: CLASS_TOKEN }, pinned: false, mass: 1, opacity: 0.75, brighten: false,
+};
 let pointer = null;
 let panels = [];
-let decoded = new Map();
 let drawing = 0;
-
-// ---- numbers
-
-function bytes(text) {
-  const raw = atob(text);
-  const out = new Uint8Array(raw.length);
-  for (let i = 0; i < raw.length; i++) out[i] = raw.charCodeAt(i);
-  return out;
-}
-
-/** The factors of a block's logits as typed arrays: one scale for each head and token, then small integers. */
-function factors(block) {
-  if (!decoded.has(block.id)) {
-    const buffer = bytes(byId(block.id).textContent).buffer;
-    const whole = block.bits === 8 ? Int8Array : Int16Array;
-    const tokens = block.heads * block.keys;
-    let at = 0;
-    const take = (type, length) => {
-      const part = new type(buffer, at, length);
-      at += part.byteLength;
-      return part;
-    };
-    const [queryScale, keyScale] = [take(Float32Array, tokens), take(Float32Array, tokens)];
-    const [query, key] = [take(whole, tokens * block.width), take(whole, tokens * block.width)];
-    decoded.set(block.id, { query, key, queryScale, keyScale });
-  }
-  return decoded.get(block.id);
-}
-
-/** softmax(q k) of one query in one head: a weight for each key, prefix tokens first. */
-function headWeights(block, head, token) {
-  const { query, key, queryScale, keyScale } = factors(block);
-  const row = head * block.keys + token;
-  const out = new Float64Array(block.keys);
-  let largest = -Infinity;
-  for (let j = 0, at = head * block.keys * block.width; j < block.keys; j++) {
-    let logit = 0;
-    for (let i = row * block.width, end = i + block.width; i < end; i++, at++) logit += query[i] * key[at];
-    out[j] = logit * queryScale[row] * keyScale[head * block.keys + j];
-    largest = Math.max(largest, out[j]);
-  }
-  let total = 0;
-  for (let j = 0; j < out.length; j++) total += out[j] = Math.exp(out[j] - largest);
-  return out.map((value) => value / total);
-}
-
-/** The same for a head, or for the mean over all of them. */
-function weights(block, head, token) {
-  if (head !== MEAN) return headWeights(block, head, token);
-  const out = new Float64Array(block.keys);
-  for (let each = 0; each < block.heads; each++) {
-    headWeights(block, each, token).forEach((value, j) => { out[j] += value / block.heads; });
-  }
-  return out;
-}
-
-const sum = (values) => values.reduce((total, value) => total + value, 0);
-
-/** The fewest patches that hold a share of the weight of all, as `evaluation/masks.py` finds them. */
-function keptPatches(patches, mass) {
-  const order = Array.from(patches.keys()).sort((a, b) => patches[a] - patches[b]);
-  const dropped = (1 - mass + 1e-9) * sum(patches);
-  const kept = new Uint8Array(patches.length);
-  let reached = 0;
-  for (const i of order) kept[i] = (reached += patches[i]) > dropped;
-  return kept;
-}
-
-/** The sides between kept patches and others, as a path in units of patches. */
-function edge(kept, [rows, columns]) {
-  const is = (r, c) => r >= 0 && c >= 0 && r < rows && c < columns && kept[r * columns + c] === 1;
-  let path = "";
-  for (let r = 0; r < rows; r++) {
-    for (let c = 0; c < columns; c++) {
-      if (!is(r, c)) continue;
-      if (!is(r - 1, c)) path += `M${c} ${r}h1`;
-      if (!is(r + 1, c)) path += `M${c} ${r + 1}h1`;
-      if (!is(r, c - 1)) path += `M${c} ${r}v1`;
-      if (!is(r, c + 1)) path += `M${c + 1} ${r}v1`;
-    }
-  }
-  return path;
-}
 
 // ---- what is chosen, for one model
 
@@ -125,11 +40,13 @@ function paint(canvas, patches, [rows, columns], opacity, kept) {
   const context = canvas.getContext("2d");
   const image = context.createImageData(columns, rows);
   const largest = Math.max(...patches) || 1;
+  const least = opacity ** 2;
   for (let i = 0; i < patches.length; i++) {
     const value = (patches[i] / largest) ** (chosen.brighten ? 0.5 : 1);
-    const shade = kept && !kept[i] ? 0 : Math.round(255 * value);
+    const dropped = kept && !kept[i];
+    const shade = dropped ? 0 : Math.round(255 * value);
     image.data.set(palette.subarray(3 * shade, 3 * shade + 3), 4 * i);
-    image.data[4 * i + 3] = 255 * (opacity === 1 ? 1 : opacity * (kept && !kept[i] ? 0.75 : 0.5 + 0.5 * value));
+    image.data[4 * i + 3] = 255 * opacity * (least + (1 - least) * (dropped ? 0.5 : value));
   }
   context.putImageData(image, 0, 0);
 }
@@ -178,7 +95,7 @@ function drawMaps(panel, block, token, patch) {
   const head = headOf(block);
   const shown = head === MEAN ? mean : heads[head];
   const patches = shown.subarray(block.tokens.length);
-  const kept = keptPatches(patches, chosen.mass);
+  const kept = chosen.mass < 1 ? keptPatches(patches, chosen.mass) : new Uint8Array(patches.length).fill(1);
   paint(panel.one(".heat"), patches, block.grid, chosen.opacity, kept);
   const line = chosen.mass < 1 ? edge(kept, block.grid) : "";
   panel.all("path").forEach((path) => path.setAttribute("d", line));
@@ -195,8 +112,9 @@ function drawReadout(panel, block, { shown, patches, kept, patch }) {
   const largest = patches.indexOf(Math.max(...patches));
   const reading = chosen.pinned && pointer ? patchAt(block, pointer).index : largest;
   const where = { row: Math.floor(reading / block.grid[1]), column: reading % block.grid[1] };
-  panel.one(".readout").textContent = `${patch ? at(patch) : asked().token} → ${at(where)}: ` +
-    `${patches[reading].toPrecision(4)}${reading === largest ? ", the largest weight" : ""}`;
+  panel.one(".readout").textContent = `${patch ? at(patch) : asked().token} → ${at(where)}: weight ` +
+    `${patches[reading].toPrecision(4)}, ${percent(patches[reading] / onPatches)} of what patches get` +
+    (reading === largest ? ", the largest" : "");
   panel.one(".top").textContent = patches[largest].toPrecision(3);
   const count = kept.reduce((total, each) => total + each, 0);
   const shares = {
@@ -247,9 +165,9 @@ function tiles(parent, labels, pressed, kind, pick) {
       button.addEventListener("click", () => pick(i));
       return button;
     }));
+    arrange(parent);
   }
   Array.from(parent.children).forEach((button, i) => button.setAttribute("aria-pressed", i === pressed));
-  arrange(parent);
   return Array.from(parent.querySelectorAll("canvas"));
 }
 
@@ -282,8 +200,11 @@ function drawTools() {
   }
   byId("brighten").checked = chosen.brighten;
   byId("panels").style.setProperty("--opacity", chosen.opacity);
-  for (const button of byId("tokens").querySelectorAll("button")) button.setAttribute("aria-pressed", query.token === button.value);
-  for (const panel of panels) paint(panel.one(".scale canvas"), Float64Array.from({ length: 256 }, (_, i) => i), [1, 256], 1);
+  byId("tokens").querySelectorAll("button").forEach((button) => {
+    button.setAttribute("aria-pressed", query.token === button.value);
+  });
+  const ramp = Float64Array.from({ length: 256 }, (_, i) => i);
+  for (const panel of panels) paint(panel.one(".scale canvas"), ramp, [1, 256], 1);
 }
 
 // ---- choosing
@@ -347,7 +268,7 @@ const KEYS = {
   h: () => moveHead(1), H: () => moveHead(-1), m: () => choose({ head: MEAN }),
   c: () => askToken(CLASS_TOKEN), r: nextRegister, t: () => byId("mass").focus(),
   n: () => moveScene(1), p: () => moveScene(-1), "?": () => byId("help").showModal(),
-  Escape: () => { document.activeElement.blur(); choose({ pinned: false }); },
+  Escape: () => document.activeElement.type === "range" ? document.activeElement.blur() : choose({ pinned: false }),
 };
 
 function onKey(event) {
@@ -378,7 +299,9 @@ function onClick(panel, event) {
 
 function buildPanel(model) {
   const element = byId("panel").content.firstElementChild.cloneNode(true);
-  const panel = { model, one: (what) => element.querySelector(what), all: (what) => element.querySelectorAll(what), element };
+  const panel = {
+    model, element, one: (what) => element.querySelector(what), all: (what) => element.querySelectorAll(what),
+  };
   panel.one(".title").textContent = model.title;
   panel.one(".note").textContent = model.note;
   panel.one("img").src = scene().picture;
@@ -406,7 +329,7 @@ function buildTokens() {
 }
 
 function showScene(number) {
-  decoded = new Map();
+  decoded.clear();
   chosen.scene = number;
   pointer = null;
   const { name, size, models, about } = scene();
