@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dino_ssl.commands import options
+from dino_ssl.commands.output_folder import output_folder
 from dino_ssl.commands.parsing import Parser, whole
 from dino_ssl.commands.progress import progress
 from dino_ssl.data.decoding import escaped
@@ -118,6 +119,8 @@ def _search(words: argparse.Namespace) -> None:
     from dino_ssl.durable import naming  # noqa: PLC0415
 
     queries, gallery = (open_source(spec, words.data_root) for spec in (words.queries, words.gallery))
+    if words.output_dir:
+        output_folder(words.output_dir, [Path(source.name) for source in (queries, gallery)])
     compute = Compute.of(words)
     encoder = options.encoder_of(words)
     found = list(_nearest(encoder, queries, gallery, compute, words.top))
@@ -156,7 +159,6 @@ def _write(
     from dino_ssl.evaluation.nearest_sheet import nearest_sheet  # noqa: PLC0415
 
     queries, gallery = sources
-    folder.mkdir(parents=True, exist_ok=True)
     with (folder / "nearest.csv").open("w", encoding="utf-8", newline="") as file:
         table = csv.writer(file)
         table.writerow(("query", "rank", "similarity", "image"))

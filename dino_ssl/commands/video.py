@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, cast
 
 from dino_ssl.commands import options
 from dino_ssl.commands.mask_output import OVERLAYS, Overlay, Write, written
+from dino_ssl.commands.output_folder import output_folder
 from dino_ssl.commands.parsing import Parser, real, whole
 from dino_ssl.commands.progress import progress
 from dino_ssl.errors import UsageError
@@ -48,6 +49,8 @@ def run(arguments: Sequence[str]) -> None:
     from dino_ssl.durable import naming  # noqa: PLC0415
 
     davis = open_davis(words.data, split=words.split, sequences=words.sequences) if not words.first_mask else None
+    if words.output_dir:
+        output_folder(words.output_dir, [words.data])  # what is found must not replace what is known
     settings = settings_of(words)
     encoder = options.encoder_of(words)
     compute = Compute(options.device_of(words), PRECISIONS[words.precision])

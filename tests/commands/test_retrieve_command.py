@@ -82,6 +82,7 @@ def test_a_revisited_data_set_is_measured(place):
         (("--data", "{}", "--dataset", "roxford5k"), ["gnd_roxford5k.pkl; expected is"]),
         (("--data", "{}", "--dataset", "roxford5k", "--top", 3), ["--top does not go with --data"]),
         ((*SEARCH, "--multiscale", "--output", "x.json"), ["--multiscale does not go with --queries", "--output-dir"]),
+        ((*SEARCH, "--output-dir", "{}/gallery/out"), ["write --output-dir with a folder outside"]),
         (("--queries", "{}/none", "--gallery", "{}/gallery"), ["none' does not exist"]),
     ],
 )

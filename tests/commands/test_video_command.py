@@ -95,6 +95,7 @@ def test_a_video_file_gets_its_masks_and_a_video_laid_over(place):
         (["--first-mask", "mask.png"], "DAVIS", "--first-mask: write --output-dir DIR"),
         (["--first-mask", "{}/small.png", "--output-dir", "{}/out"], "DAVIS/JPEGImages/480p/boxes", "draw it on that"),
         (["--first-mask", "{}/small.png", "--output-dir", "{}/out"], "vit.pth", "no folder of frames and no video"),
+        (["--output-dir", "{}/DAVIS/Annotations/480p"], "DAVIS", "write --output-dir with a folder outside"),
         (["--size", "63"], "DAVIS", "size=63 must be a multiple of the patch size 8"),
     ],
 )  # fmt: skip
