@@ -76,6 +76,8 @@ class TimmBackbone(nn.Module):
         if self._is_vit:
             return self.last_blocks(images, 1)[0].patches
         features = self.model.forward_features(images)
+        if features.ndim == 4 and features.shape[1] != self.model.num_features == features.shape[3]:
+            features = features.permute(0, 3, 1, 2)  # Swin and its like have the channels last
         if features.ndim != 4 or features.shape[1] != self.model.num_features:
             raise UsageError(f"timm/{self.name} gives features of shape {tuple(features.shape)}, not [B, D, h, w]")
         return features  # type: ignore[no-any-return]

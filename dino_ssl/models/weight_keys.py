@@ -21,7 +21,8 @@ CONTAINERS = ("state_dict", "model")
 NOT_OF_THE_BACKBONE = ("head", "fc", "classifier", "dino_head", "ibot_head", "mask_token", "masked_embed")
 """First parts of names that may be left out: projection and classification heads, and tokens for masked patches."""
 
-LARGER_VITS = {"vit_large": (1024, 24, 16), "vit_giant": (1536, 40, 24)}
+SIZES = {**VIT_SIZES, "vit_large": (1024, 24, 16), "vit_giant": (1536, 40, 24)}
+"""Width, blocks and heads by name."""
 DINOV2_SIZES = {(384, 12): "s", (768, 12): "b", (1024, 24): "l", (1536, 40): "g"}
 RESNETS: dict[tuple[str, tuple[int, ...]], str] = {
     ("conv2", (2, 2, 2, 2)): "resnet18",
@@ -31,7 +32,7 @@ RESNETS: dict[tuple[str, tuple[int, ...]], str] = {
     ("conv3", (3, 8, 36, 3)): "timm/resnet152",
 }
 HEAD_DIM = 64
-"""Dimensions of a head in every released ViT of these families."""
+"""Dimensions of a head in every released ViT of these families; of other sizes too, as far as can be known."""
 
 
 @dataclass(frozen=True)
@@ -180,7 +181,7 @@ def recognise_vit(network: Network, path: Path) -> Recognised:
         odd.append(f"positions of {positions + 1} tokens, not of a square grid and a class token")
     if odd:
         raise UsageError(f"{path} is a ViT as only timm has them ({', '.join(odd)}); write its name, --arch timm/NAME")
-    options = _vit_options(names)
+    options = _vit_options(names, path)
     family = _family_of_vit(network)
     options["antialias_positions"] = family == "timm" or options["num_registers"] > 0
     return Recognised(family, _vit_name(family, options), "", options)
@@ -196,10 +197,13 @@ def _family_of_vit(network: Network) -> str:
     return "timm" if "head.weight" in names else "dino"
 
 
-def _vit_options(names: Tensors) -> dict[str, Any]:
-    """Arguments of `VisionTransformer` that the shapes of a ViT's tensors give."""
+def _vit_options(names: Tensors, path: Path) -> dict[str, Any]:
+    """Arguments of `VisionTransformer` that the shapes of a ViT's tensors give; the heads are those of its size."""
     patch = names["patch_embed.proj.weight"]
-    dim, patch_size = patch.shape[0], patch.shape[-1]
+    dim, patch_size, depth = patch.shape[0], patch.shape[-1], 1 + max(_numbers(names, "blocks."))
+    known = {(width, blocks): heads for width, blocks, heads in SIZES.values()}
+    if (dim, depth) not in known and dim % HEAD_DIM:
+        raise UsageError(f"{path} is a ViT {dim} wide, whose heads nobody knows; write its name, --arch timm/NAME")
     positions = names["pos_embed"].shape[1] - 1
     registers = names["register_tokens"].shape[1] if "register_tokens" in names else 0
     return {
@@ -207,8 +211,8 @@ def _vit_options(names: Tensors) -> dict[str, Any]:
         "patch_size": patch_size,
         "in_chans": patch.shape[1],
         "embed_dim": dim,
-        "depth": 1 + max(_numbers(names, "blocks.")),
-        "num_heads": max(1, dim // HEAD_DIM),
+        "depth": depth,
+        "num_heads": known.get((dim, depth), dim // HEAD_DIM),
         "num_registers": registers,
         "layer_scale": 1.0 if "blocks.0.ls1.gamma" in names else None,
         "swiglu": "blocks.0.mlp.w12.weight" in names,
@@ -225,5 +229,5 @@ def _vit_name(family: str, options: dict[str, Any]) -> str:
     size, patch_size = (options["embed_dim"], options["depth"]), options["patch_size"]
     if family == "dinov2" and size in DINOV2_SIZES:
         return f"dinov2_vit{DINOV2_SIZES[size]}{patch_size}" + ("_reg" if options["num_registers"] else "")
-    sizes = {(dim, depth): name for name, (dim, depth, _) in {**VIT_SIZES, **LARGER_VITS}.items()}
+    sizes = {(dim, depth): name for name, (dim, depth, _) in SIZES.items()}
     return f"{sizes.get(size, f'vit_{size[0]}x{size[1]}')}/{patch_size}"

@@ -93,8 +93,8 @@ def test_attention_of_a_timm_vit_is_the_softmax_that_its_plain_attention_compute
     torch.testing.assert_close(attention.weights, seen[0])
 
 
-@pytest.mark.parametrize("name", ["resnet18", "timm/convnext_atto"])
-def test_convolutional_networks_have_one_block_their_last_map_and_its_mean(name):
+@pytest.mark.parametrize("name", ["resnet18", "timm/convnext_atto", "timm/swin_tiny_patch4_window7_224"])
+def test_other_networks_have_one_block_their_last_map_and_its_mean(name):
     backbone = build_backbone(name, image_size=64).eval()
     images = torch.randn(2, 3, 64, 96)
     (block,) = backbone.last_blocks(images, 1)

@@ -276,12 +276,19 @@ def test_a_resnet_with_the_stem_for_small_images_is_told_by_its_first_convolutio
     torch.testing.assert_close(encoder.backbone(images), resnet(images))
 
 
-def test_arch_says_the_number_of_heads_that_shapes_cannot_tell(tmp_path):
+def test_a_vit_of_our_sizes_has_the_heads_of_its_size(tmp_path):
     torch.manual_seed(0)
     micro = build_backbone("vit_micro", image_size=32, patch_size=8).eval()
     path = saved(tmp_path / "micro.pth", micro.state_dict())
     images = torch.randn(2, 3, 32, 32)
-    torch.testing.assert_close(load_encoder(path, arch="vit_micro").backbone(images), micro(images))
+    for arch in (None, "vit_micro"):
+        encoder = load_encoder(path, arch=arch)
+        assert encoder.name == "vit_micro/8"
+        torch.testing.assert_close(encoder.backbone(images), micro(images))
+
+
+def test_a_vit_whose_heads_cannot_be_known_is_refused(tmp_path):
+    assert "100 wide, whose heads nobody knows" in refusal(saved(tmp_path / "x.pth", filled(vit_shapes(dim=100))))
 
 
 def refusal(path, **options):
