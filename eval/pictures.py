@@ -11,7 +11,7 @@ from dino_ssl.data.transfer import normalize
 from dino_ssl.evaluation.attention import attention_figure
 from dino_ssl.evaluation.examples import examples
 from dino_ssl.evaluation.features import center_pixels
-from dino_ssl.evaluation.queries import attention_from, attention_or_similarity, default_query
+from dino_ssl.evaluation.queries import Query, attention_from, attention_or_similarity
 from dino_ssl.evaluation.report_page import Picture
 from dino_ssl.models.encoder import Encoder
 
@@ -28,7 +28,7 @@ def attention(encoder: Encoder, source: Source, folder: Path, device: torch.devi
     with torch.no_grad():
         inputs = normalize(pixels.to(device), encoder.mean, encoder.std)
         found, note = attention_or_similarity(encoder.backbone, inputs, -1)
-    query = default_query(found)
+    query = Query("cls" if found.has_class_token and found.num_prefix_tokens else "mean")
     path = folder / "attention.png"
     attention_figure(pixels, attention_from(found, query), path)
     said = note or f"Attention of the last block, query: {query.text}"
