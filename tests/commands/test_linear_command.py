@@ -5,13 +5,12 @@ import sys
 
 import numpy as np
 import pytest
-import torch
+from networks import write_network
 from sklearn.datasets import load_digits
 
 from dino_ssl import cli
 from dino_ssl.evaluation.protocols import LINEAR_GRID, LINEAR_ORIGINAL, LOGISTIC
 from dino_ssl.evaluation.results import read
-from dino_ssl.models.backbone import build_backbone
 
 
 @pytest.fixture(scope="module")
@@ -24,9 +23,7 @@ def folder(tmp_path_factory):
     for split, part in (("train", slice(0, 300)), ("test", slice(300, 400))):
         np.save(root / "digits" / f"x_{split}.npy", pixels[part])
         np.save(root / "digits" / f"y_{split}.npy", digits.target[part])
-    torch.manual_seed(0)
-    backbone = build_backbone("vit_micro", image_size=16, patch_size=8)
-    torch.save({"teacher": {f"backbone.{k}": v for k, v in backbone.state_dict().items()}}, root / "vit.pth")
+    write_network(root / "vit.pth", image_size=16)
     return root
 
 
