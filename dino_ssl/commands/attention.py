@@ -61,6 +61,9 @@ def _parser() -> Parser:
     add("--square", action="store_true", help=square)
     add("--pca", action="store_true", help="also patch features as colours, the same directions for all images")
     add("--foreground", action="store_true", help="with --pca: only of the object, found by the first component")
+    viewer = "also viewer.html, where every patch of an image can be asked, in all blocks or those of --block"
+    add("--viewer", action="store_true", help=viewer)
+    add("--compare", type=Path, metavar="RUN_OR_FILE", help="with --viewer: a second network beside the first")
     fps = "take each folder for a video of so many frames per second"
     add("--fps", type=real(0, 1000, open_below=True), metavar="N", help=fps)
     add("--max-frames", type=whole(1), metavar="N", help="of each video, from its beginning (all)")
@@ -97,8 +100,10 @@ def _check(words: argparse.Namespace, inputs: Sequence[Input]) -> None:
     videos, problems = [item.is_video for item in inputs], []
     if words.foreground and not words.pca:
         problems.append("--foreground goes with --pca; write both")
-    if all(videos) and words.pca:
-        problems.append("--pca goes with images, and there are only videos; write a folder of their frames")
+    if words.compare and not words.viewer:
+        problems.append("--compare goes with --viewer; write both")
+    if all(videos) and (words.pca or words.viewer):
+        problems.append("--pca and --viewer go with images, and there are only videos; write a folder of their frames")
     if not any(videos) and (words.max_frames or words.video_format or words.video_shows != "both"):
         problems.append(
             "--max-frames, --video-shows and --video-format go with videos, and there is none; "

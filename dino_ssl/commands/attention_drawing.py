@@ -10,6 +10,7 @@ from dino_ssl.commands.attention_images import draw_image
 from dino_ssl.commands.attention_inputs import Input
 from dino_ssl.commands.attention_pca import draw_pca
 from dino_ssl.commands.attention_video import VideoWish, draw_video
+from dino_ssl.commands.attention_viewer import draw_viewer
 from dino_ssl.commands.attention_wish import Reader, Wish, chosen_blocks
 from dino_ssl.commands.options import device_of, encoder_of
 from dino_ssl.commands.progress import progress
@@ -52,6 +53,8 @@ def draw(inputs: Sequence[Input], folder: Path, words: Namespace) -> None:
             raise RunError(f"none of the {len(inputs)} inputs can be read; the first is {drawn.skipped[0]}")
         if words.pca and drawn.images:
             drawn.entries.insert(0, draw_pca(drawn.images, reader, wish, foreground=words.foreground))
+        if words.viewer and drawn.images:
+            drawn.entries.insert(0, draw_viewer(drawn.images, reader, wish, words))
         page = write_index(
             folder, f"Attention of {reader.encoder.name}", reader.encoder.origin, drawn.entries, drawn.skipped
         )

@@ -9,7 +9,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
-from dino_ssl.evaluation.heat import Upsampling, coloured, enlarged, line_width, masked, overlaid, unit_range
+from dino_ssl.evaluation.heat import BRIGHTEST, Upsampling, coloured, enlarged, line_width, masked, overlaid, unit_range
 from dino_ssl.evaluation.masks import mass_mask
 from dino_ssl.evaluation.tiles import GAP, Row, Tile, fitted, marked, page
 
@@ -18,7 +18,7 @@ WIDTH = 1400
 NARROWEST_PAGE = 1100
 NARROWEST_MAP, WIDEST_MAP = 96, 320
 HIGHEST_PICTURE = 720
-LEGEND = ("each map: its smallest weight", "its largest")
+LEGEND = ("each map: its smallest weight", f"its largest {100 * BRIGHTEST:g} %")
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,8 @@ def _mask(look: Look, weights: Float[Tensor, "h w"], height: int, width: int, na
     assert look.threshold is not None
     mask = mass_mask(weights, look.threshold)
     large = enlarged(mask.float(), (height, width), "nearest").bool().numpy()
-    area = f"{_percent(float(mask.float().mean()))} of the image"
+    share = 100 * float(mask.float().mean())
+    area = f"{share:.{0 if share >= 10 else 1}f} % of the image"
     caption = f"{name}{area}" if name else f"{_percent(look.threshold)} of the attention in {area}"
     line = line_width(width / mask.shape[1])
     return Tile(masked(fitted(look.pixels, height, width), large, line), caption)

@@ -29,7 +29,7 @@ class PatchColours:
 
     def paint(self, features: Float[Tensor, "d h w"]) -> UInt8[np.ndarray, "h w 3"]:
         """A colour for each patch; black is background."""
-        patches = _centred(features).reshape(*features.shape[1:], -1)
+        patches = _standard(features).reshape(*features.shape[1:], -1)
         shares = (patches @ self.directions.T - self.low) / np.maximum(self.high - self.low, 1e-12)
         colours: UInt8[np.ndarray, "h w 3"] = (shares.clip(0, 1) * 255).round().astype(np.uint8)
         if self.split is not None:
@@ -40,26 +40,24 @@ class PatchColours:
 def fit_colours(maps: list[Float[Tensor, "d _ _"]], *, foreground: bool) -> PatchColours:
     """Find the directions by PCA over the patches of some images of any sizes.
 
-    Every image is centred at its own mean: what tells the images apart, and is the same all over each of them, would
-    otherwise be the strongest direction.
+    Every image is centred at its own mean and scaled to the same spread: what tells the images apart, and is the same
+    all over each of them, would otherwise be the strongest direction, and images of little contrast would be grey.
 
     Args:
-        foreground: first split the patches at the zero of their first component, and take for the object the side
-            that is rarer at the images' borders; only its patches count for the colours.
+        foreground: first split the patches at the zero of a component, and take for the object the side that is rarer
+            at the images' borders; only its patches count for the colours.
     Raises:
-        UsageError: fewer than three patches.
+        UsageError: fewer than three patches, or no image has any inside its border.
 
-    Source: DINOv2, arXiv:2304.07193, figure 1, where the threshold and the side are chosen by eye.
+    Source: DINOv2, arXiv:2304.07193, figure 1, where component, threshold and side are chosen by eye.
     """
-    patches = np.concatenate([_centred(features) for features in maps])
+    patches = np.concatenate([_standard(features) for features in maps])
     _check(patches)
     if not foreground:
         return _colours(patches, None)
-    first = PCA(1, svd_solver="full").fit(patches)
-    direction = first.components_[0]
     border = np.concatenate([_border(*features.shape[1:]) for features in maps])
-    if (patches[border] @ direction > 0).mean() > 0.5:
-        direction = -direction
+    _check(patches[~border])
+    direction = _object_direction(patches, border)
     objects = patches[patches @ direction > 0]
     _check(objects)
     return _colours(objects, direction)
@@ -71,11 +69,24 @@ def _colours(patches: Float[np.ndarray, "n d"], split: Float[np.ndarray, " d"] |
     return PatchColours(split, directions, low, high)
 
 
-def _centred(features: Float[Tensor, "d h w"]) -> Float[np.ndarray, "n d"]:
-    """The patches of an image, less their mean."""
-    patches = features.flatten(1)
-    centred: Float[np.ndarray, "n d"] = (patches - patches.mean(1, keepdim=True)).T.numpy()
-    return centred
+def _object_direction(patches: Float[np.ndarray, "n d"], border: Bool[np.ndarray, " n"]) -> Float[np.ndarray, " d"]:
+    """Of the first three components the one whose sign tells the inside of the images from their borders best.
+
+    In most networks that is the first one; in some, that is where in the image a patch lies.
+    """
+    components = PCA(3, svd_solver="full").fit(patches).components_
+    positive = patches @ components.T > 0
+    inside = positive[~border].mean(0) - positive[border].mean(0)
+    best = int(np.abs(inside).argmax())
+    direction: Float[np.ndarray, " d"] = components[best] * np.sign(inside[best])
+    return direction
+
+
+def _standard(features: Float[Tensor, "d h w"]) -> Float[np.ndarray, "n d"]:
+    """The patches of an image, less their mean, over the root mean square of what remains."""
+    patches = features.flatten(1) - features.mean((1, 2))[:, None]
+    standard: Float[np.ndarray, "n d"] = (patches / patches.square().mean().sqrt().clamp_min(1e-12)).T.numpy()
+    return standard
 
 
 def _border(height: int, width: int) -> Bool[np.ndarray, " n"]:

@@ -194,6 +194,16 @@ def test_pca_paints_all_images_and_a_page(draw, tmp_path):
     assert tmp_path / "attention" / "pca.png" in links(tmp_path / "attention" / "index.html")
 
 
+def test_the_viewer_holds_all_blocks_of_both_networks_and_the_page_leads_to_it(draw, weights, tmp_path):
+    odd = photograph(tmp_path / "photos" / "<b>.png")
+    photograph(tmp_path / "photos" / "other.png", 90, 30)
+    assert draw(odd.parent, "--viewer", "--compare", weights / "resnet.pth") == 0
+    viewer = tmp_path / "attention" / "viewer.html"
+    assert viewer in links(tmp_path / "attention" / "index.html")
+    page = viewer.read_text(encoding="utf-8")
+    assert "vit_micro/8" in page and "resnet18" in page and "other.png" in page and "<b>.png" not in page
+
+
 # -- videos --------------------------------------------------------------------------------------------------
 
 
@@ -279,8 +289,9 @@ def test_nothing_that_can_be_read_is_a_failure(draw, tmp_path, capsys):
         (["a.png", "--query", "1,2"], "--query: '1,2' must be cls, mean, register1 (2, 3, ...), or X,Y"),
         (["a.png", "--threshold", "0"], "--threshold: '0' must be a number above 0 to 1"),
         (["a.png", "--foreground"], "--foreground goes with --pca"),
+        (["a.png", "--compare", "b.pth"], "--compare goes with --viewer"),
         (["a.png", "--max-frames", "3"], "go with videos, and there is none"),
-        (["film.gif", "--pca"], "--pca goes with images"),
+        (["film.gif", "--pca"], "--pca and --viewer go with images"),
         ([".", "--output-dir", "out"], "output_dir=out lies in the folder of images"),
         (["--output-dir", "out"], "the following arguments are required: PATH"),
     ],

@@ -1,0 +1,64 @@
+"""`dino-ssl attention --viewer`: the images on a page where every patch can be asked."""
+
+import sys
+from argparse import Namespace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+
+from dino_ssl.commands.attention_inputs import Input
+from dino_ssl.commands.attention_wish import Reader, Wish, chosen_blocks
+from dino_ssl.commands.progress import progress
+from dino_ssl.data.decoding import Decoded, decode, printable, read
+from dino_ssl.data.whole_image import as_rgb, resized
+from dino_ssl.evaluation.attention_index import Entry
+from dino_ssl.evaluation.viewer import PICTURE_SIDES, Scene, Shown, write_viewer
+from dino_ssl.models.weights import load_encoder
+
+
+def draw_viewer(items: Sequence[Input], reader: Reader, wish: Wish, words: Namespace) -> Entry:
+    """Write viewer.html; the blocks are all of each network unless some are asked for.
+
+    Raises:
+        UsageError: what is to be compared cannot be read, or has not the blocks that are asked for.
+        RunError: an image does not go through it.
+    """
+    readers = [reader]
+    if words.compare:
+        other = load_encoder(words.compare, key=words.key)
+        print(f"{other.name} from {other.origin}: {other.report}")
+        readers.append(Reader.of(other, reader.device))
+    blocks = [chosen_blocks(words.block or [None], each.encoder.backbone.num_blocks) for each in readers]
+    path = wish.folder / "viewer.html"
+    with progress(len(items), "images for the viewer") as advance:
+        scenes = _scenes(items, list(zip(readers, blocks, strict=True)), wish, advance)
+        for sentence in write_viewer(path, scenes, num_scenes=len(items)):
+            print(sentence, file=sys.stderr)
+    return Entry("Ask every patch", [], [path])
+
+
+def _scenes(
+    items: Sequence[Input], asked: list[tuple[Reader, list[int]]], wish: Wish, advance: Callable[[int], object]
+) -> Iterator[Scene]:
+    for item in items:
+        models = []
+        for reader, blocks in asked:
+            photograph = _photograph(item, reader.encoder.channels)
+            models.append(_shown(photograph, reader, blocks, wish))
+        yield Scene(str(item.name), as_rgb(photograph.pixels), models)
+        advance(1)
+
+
+def _photograph(item: Input, channels: int) -> Decoded:
+    return decode(
+        read(item.path), printable(item.path), channels=channels, enough_pixels=float(max(PICTURE_SIDES) ** 2)
+    )
+
+
+def _shown(photograph: Decoded, reader: Reader, blocks: list[int], wish: Wish) -> Shown:
+    size = reader.input_size(photograph.width, photograph.height, wish)
+    pixels = resized(photograph.pixels, *size)[None]
+    maps, note = {}, ""
+    for block in blocks:
+        attention, note = reader.attention(pixels, block)
+        maps[block] = replace(attention, query=attention.query.float().cpu(), key=attention.key.float().cpu())
+    return Shown(f"{reader.encoder.name}, {reader.encoder.origin}", maps, note)
