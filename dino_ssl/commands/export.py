@@ -30,10 +30,12 @@ def run(arguments: Sequence[str]) -> None:
     if words is None:
         return
     encoder = encoder_of(words)
+    from dino_ssl.durable import naming  # noqa: PLC0415
     from dino_ssl.models.export import export  # noqa: PLC0415  (torch takes seconds)
 
     logging.getLogger("onnxscript").setLevel(logging.ERROR)  # it tells of every step
-    done = export(encoder, words.format, words.output)
+    with naming(words.output):
+        done = export(encoder, words.format, words.output)
     images = f"{encoder.size} px, centre crop {encoder.center_crop:g}, mean {encoder.mean}, std {encoder.std}"
     print(
         f"wrote {done.path}: read back, its features of {done.num_images} random images differ by at most "

@@ -32,7 +32,7 @@ def add_network(parser: Parser, *, positional: bool = False) -> None:
     key = "which of the two networks of a DINO checkpoint (%(default)s)"
     add("--key", choices=("teacher", "student"), default="teacher", help=key)
     add("--arch", metavar="NAME", help="the backbone, where the file does not say: vit_small, resnet50, timm/NAME")
-    add("--patch-size", type=whole(1), metavar="P", help="of a ViT, pixels, where the file does not say")
+    add("--patch-size", type=whole(1), metavar="P", help="of a ViT, pixels; the file tells, another is refused")
 
 
 def add_weights(parser: Parser, *, positional: bool = False) -> None:

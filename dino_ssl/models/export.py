@@ -25,8 +25,8 @@ from dino_ssl.models.weight_files import read_weight_file
 NUM_IMAGES = 3
 LARGEST_DIFFERENCE = 1e-4
 """Of two features, over the largest feature: float32 in another order of summation stays far below."""
-LARGEST_PROTOBUF = 1_900_000_000
-"""Bytes of weights that fit into an ONNX file; more lie beside it."""
+LARGEST_ONNX = 1_900_000_000
+"""Bytes of weights that fit into one ONNX file."""
 ENDINGS = {"timm": "", "torch": ".pth", "onnx": ".onnx"}
 
 Features = Callable[[Float[Tensor, "b c x y"]], Float[Tensor, "b d"]]
@@ -54,6 +54,7 @@ def export(encoder: Encoder, form: str, path: Path) -> Exported:
     _check_path(form, path)
     unfinished = path.with_name(f"{path.stem}.unfinished{path.suffix}")
     path.parent.mkdir(parents=True, exist_ok=True)
+    _delete(unfinished)  # of a process that was killed
     try:
         features = _WRITERS[form](encoder, unfinished)
         difference = _difference(encoder, features)
@@ -115,6 +116,8 @@ def _write_onnx(encoder: Encoder, file: Path) -> Features:
     if missing:
         raise UsageError(f"format=onnx needs {', '.join(missing)}; run pip install 'dino-ssl[onnx]'")
     network = cast(nn.Module, encoder.backbone)
+    if (size := sum(value.nbytes for value in network.state_dict().values())) > LARGEST_ONNX:
+        raise UsageError(f"format=onnx: a file holds up to 2 GB, these weights are {size:,} bytes; write --format timm")
     if isinstance(network, VisionTransformer):
         network = network.resized(encoder.size)
     try:
@@ -125,7 +128,7 @@ def _write_onnx(encoder: Encoder, file: Path) -> Features:
             input_names=["images"],
             output_names=["features"],
             dynamic_shapes=({0: torch.export.Dim("batch")},),
-            external_data=sum(value.nbytes for value in network.state_dict().values()) > LARGEST_PROTOBUF,
+            external_data=False,
             dynamo=True,
             verbose=False,
         )

@@ -116,7 +116,8 @@ def _fill(backbone: nn.Module, network: Network, path: Path) -> tuple[Tensors, l
     """
     prefix = "model." if isinstance(backbone, TimmBackbone) else ""
     given = {name if name.startswith(prefix) else prefix + name: value for name, value in network.tensors.items()}
-    wanted = backbone.state_dict()
+    # Counters of batch norm came into PyTorch late, and nothing that is frozen reads them.
+    wanted = {k: v for k, v in backbone.state_dict().items() if k in given or not k.endswith("num_batches_tracked")}
     heads = {name for name in given.keys() - wanted.keys() if may_be_left_out(name.removeprefix(prefix))}
     given = {name: value for name, value in given.items() if name not in heads}
     used = {name: value for name, value in given.items() if name in wanted and wanted[name].shape == value.shape}

@@ -120,6 +120,13 @@ def test_a_resnet_with_the_stem_for_small_images_is_not_given_to_timm(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_a_killed_export_left_is_no_obstacle(tmp_path):
+    (tmp_path / "mine.unfinished").mkdir()
+    (tmp_path / "mine.unfinished" / "config.json").write_text("half")
+    export(an_encoder(micro(), 32), "timm", tmp_path / "mine")
+    assert [p.name for p in tmp_path.iterdir()] == ["mine"]
+
+
 def test_what_exists_is_not_overwritten_and_endings_are_minded(tmp_path):
     encoder = an_encoder(micro(), 32)
     (tmp_path / "mine").mkdir()

@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+from argparse import Namespace
 
+import numpy as np
 import pytest
 import torch
 from small_runs import a_config, checkpoint_path, run_here
@@ -97,6 +99,16 @@ def test_inspect_shows_no_letter_of_a_file_that_a_terminal_would_obey(run, capsy
     torch.save(content, tmp_path / "x.pth")
     _, _, told = shown_by_inspect(capsys, tmp_path / "x.pth")
     assert told["data"].strip().startswith("x?[2Jy, 80 images")
+
+
+def test_inspect_shows_the_flags_of_a_training_of_the_original(run, capsys, tmp_path):
+    teacher = run.method.teacher.state_dict()
+    flags = Namespace(arch="vit_small", patch_size=8, output_dir="/x", lr=0.0005)
+    torch.save({"teacher": teacher, "epoch": np.int64(7), "args": flags}, tmp_path / "checkpoint.pth")
+    code, _, told = shown_by_inspect(capsys, tmp_path / "checkpoint.pth")
+    assert code == 0 and told["family"].strip() == "dino, the teacher"
+    assert told["flags"].strip() == "--arch vit_small --patch_size 8 --output_dir /x --lr 0.0005"
+    assert told["training"].strip() == "epoch 7"
 
 
 def test_export_of_a_run_for_timm_keeps_its_transform(run, capsys, tmp_path):
