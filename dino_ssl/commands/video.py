@@ -63,7 +63,7 @@ def run(arguments: Sequence[str]) -> None:
             folder=words.output_dir, overlay=words.overlay,
         )  # fmt: skip
     options.say([found], words.output)
-    print(_by_object(found))
+    print(_details_of(found))
 
 
 def _parser() -> Parser:
@@ -152,7 +152,7 @@ def evaluate(
     return Evaluation(
         DAVIS, about(encoder), {"videos": about_data}, video_protocol.measurements(objects),
         time.perf_counter() - begin, settings=asdict(settings),
-        details=video_protocol.by_object(objects),
+        details=video_protocol.by_clip_and_object(objects),
     )  # fmt: skip
 
 
@@ -207,12 +207,14 @@ def _follow_one(words: argparse.Namespace, encoder: "Encoder", settings: "Propag
     print(f"masks of {count:,} frames are in {folder / footage.name}")
 
 
-def _by_object(found: "Evaluation") -> str:
+def _details_of(found: "Evaluation") -> str:
     from dino_ssl.evaluation.results import percent  # noqa: PLC0415
 
     scores = {name: one for name, one in found.details.items() if isinstance(one, Mapping)}
     rows = [f"  {name:<24} {'   '.join(_named(one, percent))}" for name, one in scores.items()]
-    return "\n".join(["by object", *rows] if rows else ["no sequence has a mask for every frame: nothing is measured"])
+    return "\n".join(
+        ["by sequence and object", *rows] if rows else ["no sequence has a mask for every frame: nothing is measured"]
+    )
 
 
 def _named(scores: "Mapping[str, Plain]", percent: Callable[[float], str]) -> Iterator[str]:

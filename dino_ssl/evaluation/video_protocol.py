@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 import torch
@@ -76,6 +77,18 @@ def measurements(objects: Sequence[ObjectScores]) -> list[Measurement]:
     ]
 
 
-def by_object(objects: Sequence[ObjectScores]) -> dict[str, Plain]:
-    """Of each object, for `Evaluation.details`."""
-    return {f"{one.clip}/{one.number}": {"j": one.region.mean, "f": one.contour.mean} for one in objects}
+def by_clip_and_object(objects: Sequence[ObjectScores]) -> dict[str, Plain]:
+    """For `Evaluation.details`: the mean over each clip's objects, then each of them."""
+    rows: dict[str, Plain] = {}
+    for clip, several in groupby(objects, key=lambda one: one.clip):
+        own = list(several)
+        rows[clip] = _j_and_f(own)
+        rows |= {f"{clip}/{one.number}": _j_and_f([one]) for one in own}
+    return rows
+
+
+def _j_and_f(objects: Sequence[ObjectScores]) -> dict[str, Plain]:
+    region, contour = (
+        mean_scores(column).mean for column in zip(*((o.region, o.contour) for o in objects), strict=True)
+    )
+    return {"j": region, "f": contour}

@@ -41,7 +41,7 @@ def test_a_davis_tree_gives_numbers_and_masks_as_its_own_evaluation_reads_them(p
     ]
     assert values["davis/j_mean"] == pytest.approx(np.mean(j), abs=1e-6)
     assert np.array_equal(written[0], truth[0])
-    assert sorted(found["details"]) == ["boxes/1", "boxes/2"]
+    assert sorted(found["details"]) == ["boxes", "boxes/1", "boxes/2"]
     assert found["data"]["videos"]["num_images"] == 8
     names = sorted(str(path.relative_to(place / "out")) for path in (place / "out").rglob("*.*"))
     assert names == [

@@ -6,7 +6,7 @@ from dino_ssl.data.masks import default_palette
 from dino_ssl.errors import UsageError
 from dino_ssl.evaluation.mask_overlay import laid_over, sheet, shown_palette
 from dino_ssl.evaluation.video_metrics import contour_accuracy
-from dino_ssl.evaluation.video_protocol import by_object, check, measurements, score
+from dino_ssl.evaluation.video_protocol import by_clip_and_object, check, measurements, score
 
 
 def boxes(*columns):
@@ -36,7 +36,10 @@ def test_numbers_are_means_over_objects_of_all_sequences_worked_by_hand():
     assert values["davis/f_mean"] == pytest.approx((f.mean().item() + 3) / 4)
     assert values["davis/j_and_f"] == pytest.approx((values["davis/j_mean"] + values["davis/f_mean"]) / 2)
     assert values["davis/j_decay"] == 0
-    assert by_object(long)["long/2"] == {"j": 1.0, "f": 1.0}
+    details = by_clip_and_object([*long, *short])
+    assert list(details) == ["long", "long/1", "long/2", "short", "short/1", "short/2"]
+    assert details["long/2"] == {"j": 1.0, "f": 1.0}
+    assert details["long"] == {"j": pytest.approx(1 / 2), "f": pytest.approx((f.mean().item() + 1) / 2)}
 
 
 def test_objects_are_those_of_the_first_frame():
