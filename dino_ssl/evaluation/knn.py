@@ -20,11 +20,10 @@ from dino_ssl.evaluation.metrics import ranks_of_truth
 # A table of QUERY_ROWS x BANK_ROWS similarities (32 MiB) bounds the memory whatever the size of the bank.
 QUERY_ROWS = 512
 BANK_ROWS = 16_384
+# Queries, whole QUERY_ROWS, that meet a block of the bank while it is there: for each that many the bank comes once.
+WIDE_ROWS = 16 * QUERY_ROWS
 # Entries of the table of votes, queries x classes (64 MiB): with very many classes fewer queries go at once.
 MAX_VOTES = 2**24
-
-Score = Callable[[Tensor, Tensor], Tensor]
-"""Queries [q, d] and bank [n, d] to a table [q, n]; the nearest neighbour of a row has its largest score."""
 
 
 @dataclass(frozen=True)
@@ -43,14 +42,26 @@ class PixelBaselines:
     l2: float
 
 
-def cosine(queries: Float[Tensor, "q d"], bank: Float[Tensor, "n d"]) -> Float[Tensor, "q n"]:
-    """Cosine similarities."""
-    return F.normalize(queries) @ F.normalize(bank).T
+@dataclass(frozen=True)
+class Score:
+    """What makes a neighbour near.
+
+    Attributes:
+        prepare: done once to the features of both sides, [n, d] to [n, d].
+        table: prepared queries [q, d] and bank [n, d] to [q, n]; the nearest neighbour of a row has its largest number.
+    """
+
+    prepare: Callable[[Tensor], Tensor]
+    table: Callable[[Tensor, Tensor], Tensor]
 
 
-def l2_score(queries: Float[Tensor, "q d"], bank: Float[Tensor, "n d"]) -> Float[Tensor, "q n"]:
+def l2_table(queries: Float[Tensor, "q d"], bank: Float[Tensor, "n d"]) -> Float[Tensor, "q n"]:
     """Minus half the squared Euclidean distance, but for a constant of each query, which changes no order."""
     return torch.addmm(bank.square().sum(1), queries, bank.T, beta=-0.5)
+
+
+COSINE = Score(F.normalize, lambda queries, bank: queries @ bank.T)
+L2 = Score(lambda features: features, l2_table)
 
 
 def knn_accuracy(
@@ -62,7 +73,7 @@ def knn_accuracy(
     ks: Sequence[int] = (20,),
     temperature: float = 0.07,
     leave_one_out: bool = False,
-    score: Score = cosine,
+    score: Score = COSINE,
 ) -> KnnResult:
     """Classify each query by its neighbours in the bank, for several numbers of neighbours in one pass.
 
@@ -98,7 +109,7 @@ def knn_ranks(
     temperature: float = 0.07,
     leave_one_out: bool = False,
     first_query: int = 0,
-    score: Score = cosine,
+    score: Score = COSINE,
 ) -> dict[int, Int64[Tensor, "q"]]:
     """By k, how many classes come before the true one of each query: 0 is a hit. Rules and errors of `knn_accuracy`.
 
@@ -122,7 +133,7 @@ def knn_predict(
     k: int = 20,
     temperature: float = 0.07,
     leave_one_out: bool = False,
-    score: Score = cosine,
+    score: Score = COSINE,
 ) -> Int64[Tensor, "q"]:
     """The class of each query, by the rules and with the errors of `knn_accuracy`."""
     rule = _Rule((k,), temperature, leave_one_out, score)
@@ -154,11 +165,11 @@ def pixel_baselines(
             bank, bank_labels, queries, query_labels,
             ks=(k,), temperature=temperature, leave_one_out=leave_one_out,
             # The shift changes no distance, but saves float32 digits there.
-            score=lambda queries, bank: score(queries - mean, bank - mean),
+            score=Score(lambda features: score.prepare(features - mean), score.table),
         )  # fmt: skip
         return result.top1[k]
 
-    return PixelBaselines(cosine=top1(cosine, temperature), l2=top1(l2_score, math.inf))
+    return PixelBaselines(cosine=top1(COSINE, temperature), l2=top1(L2, math.inf))
 
 
 @dataclass(frozen=True)
@@ -209,11 +220,14 @@ def _vote_tables(
 ) -> Iterator[tuple[slice, int, Float[Tensor, "r c"]]]:
     """Rows of the queries, a number of neighbours, and the votes that these give those: every combination."""
     bank_labels = bank_labels.to(queries.device)
-    for rows in _chunks(len(queries), min(QUERY_ROWS, max(1, MAX_VOTES // num_classes))):
-        own_index = rule.first_query + rows.start if rule.leave_one_out else None
-        scores, indices = _neighbours(bank, queries[rows], max(rule.ks), rule.score, own_index)
-        for k in rule.ks:
-            yield rows, k, _votes(scores[:, :k], bank_labels[indices[:, :k]], rule.temperature, num_classes)
+    for wide in _chunks(len(queries), WIDE_ROWS):
+        own_index = rule.first_query + wide.start if rule.leave_one_out else None
+        scores, indices = _neighbours(bank, queries[wide], max(rule.ks), rule.score, own_index)
+        for rows in _chunks(len(scores), max(1, min(QUERY_ROWS, MAX_VOTES // num_classes))):
+            labels = bank_labels[indices[rows]]
+            for k in rule.ks:
+                votes = _votes(scores[rows, :k], labels[:, :k], rule.temperature, num_classes)
+                yield slice(wide.start + rows.start, wide.start + rows.stop), k, votes
 
 
 @_float32_products()
@@ -225,19 +239,22 @@ def _neighbours(
     Args:
         own_index: where the first of the queries stands in the bank if they must not find themselves there.
     """
-    best = queries.new_empty(len(queries), 0)
-    indices = torch.empty(len(queries), 0, dtype=torch.int64, device=queries.device)
+    queries = score.prepare(queries)
+    best = queries.new_full((len(queries), k), -math.inf)
+    places = torch.zeros(len(queries), k, dtype=torch.int64, device=queries.device)
     for block in _chunks(len(bank), BANK_ROWS):
-        scores = score(queries, bank[block].to(queries.device))
-        if own_index is not None:
-            scores.diagonal(own_index - block.start).fill_(-math.inf)
-        columns = _largest(scores, min(k, scores.shape[1]))
-        # What was found before stands first, so that the lower place in the bank still wins a tie.
-        best = torch.cat([best, scores.gather(1, columns)], 1)
-        indices = torch.cat([indices, columns + block.start], 1)
-        columns = _largest(best, min(k, best.shape[1]))
-        best, indices = best.gather(1, columns), indices.gather(1, columns)
-    return best, indices
+        near = score.prepare(bank[block].to(queries.device))
+        for rows in _chunks(len(queries), QUERY_ROWS):
+            scores = score.table(queries[rows], near)
+            if own_index is not None:
+                scores.diagonal(own_index + rows.start - block.start).fill_(-math.inf)
+            columns = _largest(scores, min(k, len(near)))
+            # What was found before stands first, so that the lower place in the bank still wins a tie.
+            both = torch.cat([best[rows], scores.gather(1, columns)], 1)
+            where = torch.cat([places[rows], columns + block.start], 1)
+            columns = _largest(both, k)
+            best[rows], places[rows] = both.gather(1, columns), where.gather(1, columns)
+    return best, places
 
 
 def _largest(scores: Float[Tensor, "r n"], k: int) -> Int64[Tensor, "r k"]:
@@ -245,11 +262,11 @@ def _largest(scores: Float[Tensor, "r n"], k: int) -> Int64[Tensor, "r k"]:
 
     `topk` leaves open which of equal scores it takes; the few rows where that matters are sorted whole.
     """
-    top, columns = scores.topk(k)
-    columns = columns.sort(1).values
+    top, columns = scores.topk(min(k + 1, scores.shape[1]))
+    columns = columns[:, :k].sort(1).values
     order = scores.gather(1, columns).argsort(dim=1, descending=True, stable=True)
     columns = columns.gather(1, order)
-    open_rows = (scores >= top[:, -1:]).sum(1) > k
+    open_rows = top[:, k - 1] == top[:, -1] if top.shape[1] > k else top.new_zeros(len(top), dtype=torch.bool)
     columns[open_rows] = scores[open_rows].argsort(dim=1, descending=True, stable=True)[:, :k]
     return columns
 

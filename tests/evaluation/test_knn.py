@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from dino_ssl.errors import UsageError
 from dino_ssl.evaluation import knn
-from dino_ssl.evaluation.knn import knn_accuracy, knn_predict, l2_score, pixel_baselines
+from dino_ssl.evaluation.knn import L2, knn_accuracy, knn_predict, pixel_baselines
 
 
 def make(num_bank, num_queries, dim=16, num_classes=7, seed=0):
@@ -84,7 +84,7 @@ def test_leaving_one_out_is_the_naive_loop_without_the_image_itself():
 def test_unweighted_l2_votes_are_those_of_scikit_learn():
     bank, bank_labels, queries, _ = make(500, 100)
     expected = KNeighborsClassifier(15).fit(bank.numpy(), bank_labels.numpy()).predict(queries.numpy())
-    predicted = knn_predict(bank, bank_labels, queries, k=15, temperature=math.inf, score=l2_score)
+    predicted = knn_predict(bank, bank_labels, queries, k=15, temperature=math.inf, score=L2)
     assert predicted.tolist() == expected.tolist()
 
 
@@ -98,6 +98,7 @@ def test_chunks_over_queries_and_bank_change_nothing(monkeypatch, rows, columns,
     data = bank, bank_labels, queries, query_labels
     whole = knn_accuracy(*data, ks=(4, 30), leave_one_out=leave_one_out)
     monkeypatch.setattr(knn, "QUERY_ROWS", rows)
+    monkeypatch.setattr(knn, "WIDE_ROWS", 3 * rows)
     monkeypatch.setattr(knn, "BANK_ROWS", columns)
     assert knn_accuracy(*data, ks=(4, 30), leave_one_out=leave_one_out) == whole
 
@@ -168,11 +169,11 @@ def test_all_impossible_settings_are_named_at_once():
 
 def test_scores_stay_float32_whatever_the_training_around_allows():
     bank, _, queries, _ = make(500, 100, dim=64)
-    expected, _ = knn._neighbours(bank, queries, 5, knn.cosine, None)
+    expected, _ = knn._neighbours(bank, queries, 5, knn.COSINE, None)
     torch.set_float32_matmul_precision("medium")
     try:
         with torch.autocast("cpu", torch.bfloat16):
-            scores, _ = knn._neighbours(bank, queries, 5, knn.cosine, None)
+            scores, _ = knn._neighbours(bank, queries, 5, knn.COSINE, None)
         assert torch.equal(scores, expected)
         assert torch.get_float32_matmul_precision() == "medium"
     finally:

@@ -14,7 +14,7 @@ from dino_ssl.errors import UsageError
 from dino_ssl.evaluation import knn
 from dino_ssl.evaluation.feature_store import Share
 from dino_ssl.evaluation.features import Labelled
-from dino_ssl.evaluation.knn import cosine
+from dino_ssl.evaluation.knn import COSINE
 from dino_ssl.evaluation.knn_protocol import Neighbours, check_shots, few_shot, whole_bank
 from dino_ssl.models.backbone import build_backbone
 
@@ -31,7 +31,7 @@ def one_hot_votes(bank, bank_labels, queries, k, num_classes):
 @pytest.mark.parametrize(("num_queries", "num_classes"), [(7, 3), (300, 20), (40, 5000)])
 def test_votes_and_predictions_for_all_k_at_once_are_those_of_the_one_hot_sum(num_queries, num_classes):
     bank, labels, queries, _ = make(6000, num_queries, dim=32, num_classes=num_classes)
-    rule = knn._Rule((10, 20, 100, 200), 0.07, False, cosine)
+    rule = knn._Rule((10, 20, 100, 200), 0.07, False, COSINE)
     seen = {k: [] for k in rule.ks}
     for _, k, votes in knn._vote_tables(bank, labels, queries, rule, num_classes):
         seen[k].append(votes)
