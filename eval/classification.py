@@ -16,9 +16,7 @@ def knn(encoder: "Encoder", train: "Source", test: "Source | None", compute: "Co
     """Weighted k-NN with 10, 20, 100 and 200 neighbours, as far as the bank has so many; DINO's temperature."""
     from dino_ssl.evaluation.knn_protocol import Neighbours  # noqa: PLC0415
 
-    available = len(train) - (test is None)
-    settings = Neighbours.among(available, None, 0.07, compute.device)
-    return knn_command.evaluate(encoder, train, test, settings, compute)
+    return knn_command.evaluate(encoder, train, test, Neighbours(device=compute.device), compute)
 
 
 def linear(encoder: "Encoder", train: "Source", test: "Source", compute: "Compute", *, method: str) -> "Evaluation":

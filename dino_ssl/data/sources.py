@@ -13,15 +13,17 @@ A name wins over a folder of that name: write ./cifar10 for the folder.
 """
 
 import difflib
+import hashlib
 import stat
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int64
 
-from dino_ssl.data.decoding import Decoded, Raw, decode
+from dino_ssl.data.decoding import BrokenImage, Decoded, Raw, decode
 from dino_ssl.data.folders import Files, read_folder
 from dino_ssl.data.hugging_face import PREFIX as HUGGING_FACE
 from dino_ssl.data.hugging_face import open_hugging_face, test_split_of
@@ -79,6 +81,19 @@ def load(source: Source, index: int, *, channels: int = 3, enough_pixels: float 
 def problems_of(source: Source) -> tuple[str, ...]:
     """What is wrong with the source as a whole, a line each; everything else of it is used."""
     return source.problems if isinstance(source, Shards) else ()
+
+
+def content(source: Source, num_images: int) -> str:
+    """16 hexadecimal digits over the bytes of so many images, evenly spaced.
+
+    Two folders whose files are named alike, as train/ and val/ may be, have equal fingerprints; here they differ.
+    """
+    digest = hashlib.sha256()
+    for index in np.linspace(0, len(source) - 1, min(len(source), num_images)).astype(np.int64).tolist():
+        with suppress(BrokenImage):
+            raw = source.raw(index)
+            digest.update(raw if isinstance(raw, bytes) else raw.tobytes())
+    return digest.hexdigest()[:16]
 
 
 def stamp(source: Source, indices: Iterable[int]) -> str:

@@ -10,7 +10,7 @@ from torch import Tensor
 from dino_ssl.errors import UsageError
 from dino_ssl.evaluation.feature_store import Share
 from dino_ssl.evaluation.features import Labelled
-from dino_ssl.evaluation.knn import knn_ranks
+from dino_ssl.evaluation.knn import QUERY_ROWS, knn_ranks
 from dino_ssl.evaluation.metrics import accuracies
 from dino_ssl.evaluation.results import Measurement
 
@@ -20,33 +20,44 @@ USUAL = (10, 20, 100, 200)
 
 @dataclass(frozen=True)
 class Neighbours:
-    """How neighbours vote; `device` is where they are looked for."""
+    """How neighbours vote; `device` is where they are looked for.
 
-    ks: tuple[int, ...]
+    Attributes:
+        ks: numbers of neighbours; None takes what the bank has of `USUAL`.
+        temperature: of the votes; infinity gives each neighbour one.
+    """
+
+    ks: tuple[int, ...] | None = None
     temperature: float = 0.07
     device: torch.device = torch.device("cpu")  # noqa: RUF009
 
-    @classmethod
-    def among(cls, available: int, ks: Sequence[int] | None, temperature: float, device: torch.device) -> "Neighbours":
-        """Those that a bank can give.
+    def among(self, available: int) -> tuple[int, ...]:
+        """Numbers of neighbours, rising, that a bank of so many (beside the query) can give.
 
-        Args:
-            available: images in the bank beside the query.
-            ks: what the user wants; None takes what there is of `USUAL`.
         Raises:
-            UsageError: more than the bank has.
+            UsageError: `ks` asks for more.
         """
-        chosen = tuple(sorted(set(ks or [k for k in USUAL if k <= available] or [available])))
+        chosen = sorted(set(self.ks or [k for k in USUAL if k <= available] or [available]))
         if problems := [f"k={k} is more than the {available} neighbours in the bank" for k in chosen if k > available]:
             raise UsageError(*(f"{problem}; write --k {min(20, available)}" for problem in problems))
-        return cls(chosen, temperature, device)
+        return tuple(chosen)
+
+    def note(self, available: int) -> str:
+        """What a person who asked for nothing should know: which of `USUAL` this bank is too small for."""
+        missing = [str(k) for k in USUAL if k > available and self.ks is None]
+        return f"k = {', '.join(missing)} left out: the bank has {available} neighbours" if missing else ""
 
 
 def whole_bank(bank: Labelled, queries: Labelled, settings: Neighbours, share: Share) -> list[Measurement]:
-    """Top-1, top-5 and macro accuracy for each k; queries that are the bank itself are left out in turn."""
+    """Top-1, top-5 and macro accuracy for each k; queries that are the bank itself are left out in turn.
+
+    Raises:
+        UsageError: more neighbours than the bank has.
+    """
     found: list[Measurement] = []
     num_classes = 1 + int(max(bank.labels.max(), queries.labels.max()))
-    for k, ranks in _ranks(bank, queries, settings, share).items():
+    ks = settings.among(len(bank.labels) - (queries is bank))
+    for k, ranks in _ranks(bank, queries, ks, settings, share).items():
         right = accuracies(ranks, queries.labels, num_classes, ks=(1, min(5, k)))
         rows = {"top1": right.top[1], "top5": right.top[min(5, k)], "macro": right.macro}
         found += [Measurement(f"knn/{name}", row.value, row.interval, {"k": k}) for name, row in rows.items()]
@@ -60,9 +71,9 @@ def few_shot(
     found: list[Measurement] = []
     for number in shots:
         banks = [_drawn(bank, number, seed) for seed in range(tries)]
-        ks = tuple(k for k in settings.ks if k <= len(banks[0].labels)) or (len(banks[0].labels),)
-        fewer = Neighbours(ks, settings.temperature, settings.device)
-        tables = [_ranks(one, queries, fewer, share) for one in banks]
+        available = len(banks[0].labels)
+        ks = tuple(k for k in settings.among(len(bank.labels)) if k <= available) or (available,)
+        tables = [_ranks(one, queries, ks, settings, share) for one in banks]
         for k in ks:
             top1 = torch.tensor([(ranks[k] == 0).double().mean().item() for ranks in tables], dtype=torch.float64)
             std = round(float(top1.std(correction=1)) if tries > 1 else 0.0, 4)
@@ -94,15 +105,18 @@ def _drawn(bank: Labelled, shots: int, seed: int) -> Labelled:
     return Labelled(bank.values[places], bank.labels[places])
 
 
-def _ranks(bank: Labelled, queries: Labelled, settings: Neighbours, share: Share) -> dict[int, Int64[Tensor, " q"]]:
+def _ranks(
+    bank: Labelled, queries: Labelled, ks: tuple[int, ...], settings: Neighbours, share: Share
+) -> dict[int, Int64[Tensor, " q"]]:
     """How many classes come before the true one of each query; every process looks at its part of the queries."""
-    part = share.of(len(queries.labels))
-    mine = {k: torch.empty(0, dtype=torch.int64) for k in settings.ks}
+    # In whole blocks, so that each product has the shape, and the last bit, that it has on one process.
+    part = share.of(len(queries.labels), unit=QUERY_ROWS)
+    mine = {k: torch.empty(0, dtype=torch.int64) for k in ks}
     if part.stop > part.start:
         found = knn_ranks(
             bank.values, bank.labels, queries.values[part].to(settings.device), queries.labels[part],
-            ks=settings.ks, temperature=settings.temperature, leave_one_out=queries is bank, first_query=part.start,
+            ks=ks, temperature=settings.temperature, leave_one_out=queries is bank, first_query=part.start,
         )  # fmt: skip
         mine = {k: ranks.cpu() for k, ranks in found.items()}
     gathered = share.gather(mine)
-    return {k: torch.cat([of_rank[k] for of_rank in gathered]) for k in settings.ks}
+    return {k: torch.cat([of_rank[k] for of_rank in gathered]) for k in ks}

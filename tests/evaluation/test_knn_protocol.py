@@ -92,13 +92,14 @@ def test_more_shots_than_images_name_the_smallest_class():
 
 
 def test_what_is_not_asked_for_adapts_to_the_bank_and_what_is_asked_for_does_not():
-    device = torch.device("cpu")
-    assert Neighbours.among(50_000, None, 0.07, device).ks == (10, 20, 100, 200)
-    assert Neighbours.among(150, None, 0.07, device).ks == (10, 20, 100)
-    assert Neighbours.among(6, None, 0.07, device).ks == (6,)
-    assert Neighbours.among(150, [20, 5, 20], 0.07, device).ks == (5, 20)
+    assert Neighbours().among(50_000) == (10, 20, 100, 200)
+    assert Neighbours().among(150) == (10, 20, 100)
+    assert Neighbours().note(150) == "k = 200 left out: the bank has 150 neighbours"
+    assert Neighbours().among(6) == (6,)
+    assert Neighbours((20, 5, 20)).among(150) == (5, 20)
+    assert Neighbours((20, 5, 20)).note(150) == Neighbours().note(200) == ""
     with pytest.raises(UsageError) as caught:
-        Neighbours.among(150, [5, 151, 200], 0.07, device)
+        Neighbours((5, 151, 200)).among(150)
     assert caught.value.problems == (
         "k=151 is more than the 150 neighbours in the bank; write --k 20",
         "k=200 is more than the 150 neighbours in the bank; write --k 20",

@@ -1,0 +1,116 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dino_ssl.commands import knn
+from dino_ssl.errors import UsageError
+from dino_ssl.models.backbone import build_backbone
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("weights")
+    torch.manual_seed(0)
+    torch.save(build_backbone("vit_tiny", image_size=32, patch_size=16).state_dict(), folder / "tiny.pth")
+    return folder / "tiny.pth"
+
+
+def draw(folder, classes, *, each=6, seed=0):
+    """Class folders of noise around a colour of each class."""
+    rng = np.random.default_rng(seed)
+    for number, name in enumerate(classes):
+        (folder / name).mkdir(parents=True)
+        for image in range(each):
+            colour = 40 + 60 * number + rng.integers(0, 40, (32, 32, 3))
+            Image.fromarray(colour.astype(np.uint8)).save(folder / name / f"{image}.png")
+    return folder
+
+
+@pytest.fixture
+def images(tmp_path):
+    draw(tmp_path / "set" / "train", ("red", "green", "blue"))
+    draw(tmp_path / "set" / "val", ("red", "green", "blue"), seed=1)
+    return tmp_path / "set"
+
+
+def measure(weights, folder, *words):
+    settings = ("--weights", weights, "--arch", "vit_tiny", "--size", 32, "--num-workers", 0, "--device", "cpu")
+    knn.run([str(word) for word in (*settings, "--cache", folder / "cache", "--output", folder / "out.json", *words)])
+    (evaluation,) = json.loads((folder / "out.json").read_text())["evaluations"]
+    return evaluation
+
+
+def numbers(evaluation):
+    return {role: one["num_images"] for role, one in evaluation["data"].items()}
+
+
+def test_the_test_split_is_found_although_its_files_have_the_same_names(weights, images, tmp_path, capsys):
+    found = measure(weights, tmp_path, "--train", images)
+    assert [one["source"].rpartition("/")[2] for one in found["data"].values()] == ["train", "val"]
+    assert {m["settings"]["k"] for m in found["measurements"]} == {10}
+    said = capsys.readouterr().out
+    assert "k = 20, 100, 200 left out: the bank has 18 neighbours" in said and "knn/1: " in said
+
+
+@pytest.mark.parametrize("how", ["asked for", "the bank itself is given"])
+def test_each_image_is_classified_by_all_the_others(weights, images, tmp_path, capsys, how):
+    words = ("--leave-one-out",) if how == "asked for" else ("--test", images / "train")
+    found = measure(weights, tmp_path, "--train", images / "train", "--k", 17, "--temperature", "inf", *words)
+    assert numbers(found) == {"bank": 18, "queries": 18}
+    # Of all 17 others, 5 are of the image's own class and 6 of each other one.
+    assert found["measurements"][0]["metric"] == "knn/top1" and found["measurements"][0]["value"] == 0
+    assert "each image was classified by all the others" in capsys.readouterr().out
+
+
+def test_images_that_cannot_be_read_are_named_and_not_counted(weights, images, tmp_path, capsys):
+    (images / "train" / "red" / "3.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    found = measure(weights, tmp_path, "--train", images)
+    assert numbers(found) == {"bank": 17, "queries": 18}
+    said = capsys.readouterr().err
+    assert "1 of 18 images" in said and "red/3.png" in said
+
+
+def test_a_default_that_broken_images_make_too_large_is_left_out_and_a_wish_is_an_error(weights, images, tmp_path):
+    draw(images / "train", ("cyan",), each=2)  # 20 images
+    (images / "train" / "red" / "3.png").write_bytes(b"")
+    found = measure(weights, tmp_path, "--train", images)
+    assert {m["settings"]["k"] for m in found["measurements"]} == {10}
+    with pytest.raises(UsageError, match="k=20 is more than the 19 neighbours in the bank"):
+        measure(weights, tmp_path, "--train", images, "--k", 20)
+
+
+def test_more_neighbours_than_the_bank_has_are_an_error_before_the_weights_are_read(images, tmp_path):
+    with pytest.raises(UsageError, match="k=19 is more than the 18 neighbours in the bank; write --k 18"):
+        measure(tmp_path / "no such weights", tmp_path, "--train", images, "--k", 19)
+
+
+def test_one_image_of_each_class_is_enough(weights, tmp_path):
+    draw(tmp_path / "set" / "train", ("red", "green"), each=1)
+    draw(tmp_path / "set" / "val", ("red", "green"), each=1, seed=1)
+    found = measure(weights, tmp_path, "--train", tmp_path / "set" / "train")
+    assert numbers(found) == {"bank": 2, "queries": 2}
+    assert [m["settings"]["k"] for m in found["measurements"]] == [2, 2, 2]
+    assert found["measurements"][1]["value"] == 1  # the right one is among the first two of two
+
+
+def test_a_test_split_beside_leave_one_out_is_a_contradiction(weights, images, tmp_path):
+    with pytest.raises(UsageError, match="leave out --test or --leave-one-out"):
+        measure(weights, tmp_path, "--train", images, "--test", images, "--leave-one-out")
+
+
+def test_few_shot_needs_so_many_readable_images_of_each_class(weights, images, tmp_path):
+    found = measure(weights, tmp_path, "--train", images, "--few-shot", 6, "--tries", 2)
+    assert found["measurements"][-1]["settings"] == {"shots": 6, "k": 10, "tries": 2, "std": 0.0}
+    (images / "train" / "green" / "0.png").write_bytes(b"")
+    with pytest.raises(UsageError, match="few_shot=6, but class 'green' has 5 images; write --few-shot 5"):
+        measure(weights, tmp_path, "--train", images, "--few-shot", 6)
+
+
+def test_a_cache_that_cannot_be_written_is_named(weights, images, tmp_path):
+    (tmp_path / "cache").write_text("a file, and no folder")
+    with pytest.raises(Exception, match="cache") as caught:
+        measure(weights, tmp_path, "--train", images)
+    assert type(caught.value).__name__ == "RunError"
