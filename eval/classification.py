@@ -1,4 +1,4 @@
-"""The two protocols that every data set with labels is measured by; they import torch when they are called."""
+"""What every data set with labels is measured by; torch is imported when it is called."""
 
 from typing import TYPE_CHECKING
 
@@ -10,6 +10,21 @@ if TYPE_CHECKING:
     from dino_ssl.data.sources import Source
     from dino_ssl.evaluation.results import Evaluation
     from dino_ssl.models.encoder import Encoder
+
+
+FEW_IMAGES = 5_000
+"""Training images up to which scikit-learn's logistic regression takes seconds."""
+
+
+def classification(
+    encoder: "Encoder", train: "Source", test: "Source | None", compute: "Compute"
+) -> list["Evaluation"]:
+    """Every protocol that the images allow."""
+    found = [knn(encoder, train, test, compute)]
+    if test is not None:
+        methods = ("grid", "logistic") if len(train) <= FEW_IMAGES else ("grid",)
+        found += [linear(encoder, train, test, compute, method=method) for method in methods]
+    return found
 
 
 def knn(encoder: "Encoder", train: "Source", test: "Source | None", compute: "Compute") -> "Evaluation":
