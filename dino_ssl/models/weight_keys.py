@@ -12,8 +12,6 @@ from dino_ssl.errors import UsageError
 from dino_ssl.models.backbone import VIT_SIZES
 
 Tensors = dict[str, Tensor]
-Key = str
-"""teacher or student."""
 
 WRAPPERS = ("module.", "_orig_mod.", "backbone.")
 BACKBONE = "backbone."
@@ -67,17 +65,18 @@ class Recognised:
     options: dict[str, Any] = field(default_factory=dict)
 
 
-def network_in(content: dict[str, Any], key: Key, path: Path) -> Network:
-    """The backbone that a file holds under `key`, or its only one.
+def network_in(content: dict[str, Any], key: str, path: Path) -> Network:
+    """The backbone that a file holds under `key` (teacher or student), or its only one.
 
     Raises:
-        UsageError: it has no such network, or no tensors.
+        UsageError: it has no such network, or no tensors, or one of them twice.
     """
     tensors, key = _chosen(content, key, path)
-    named = {_without_wrappers(name): name for name in tensors}
-    inside = {short for short, name in named.items() if _is_inside(name)} or set(named)
-    backbone = {_joined_chunks(short): tensors[named[short]] for short in inside}
-    return Network(backbone, key, sorted(set(named) - inside))
+    inside = [name for name in tensors if _is_inside(name)] or list(tensors)
+    backbone = {_joined_chunks(_without_wrappers(name)): tensors[name] for name in inside}
+    if len(backbone) < len(inside):
+        raise UsageError(f"{path} holds tensors that differ in their prefixes only; write a file of one network")
+    return Network(backbone, key, sorted(_without_wrappers(name) for name in tensors.keys() - set(inside)))
 
 
 def may_be_left_out(name: str) -> bool:
@@ -85,7 +84,7 @@ def may_be_left_out(name: str) -> bool:
     return _group(name) in NOT_OF_THE_BACKBONE
 
 
-def _chosen(content: dict[str, Any], key: Key, path: Path) -> tuple[Tensors, str]:
+def _chosen(content: dict[str, Any], key: str, path: Path) -> tuple[Tensors, str]:
     if both := [name for name in ("teacher", "student") if isinstance(content.get(name), dict)]:
         if key not in both:
             raise UsageError(f"{path} has no {key}; write --key {both[0]}")
@@ -150,7 +149,17 @@ def recognise(network: Network, path: Path) -> Recognised:
 
 
 def is_vit(network: Network) -> bool:
-    return {"cls_token", "pos_embed", "patch_embed.proj.weight", "blocks.0.attn.qkv.weight"} <= network.tensors.keys()
+    """Whether it has a class token, blocks, and a table of positions."""
+    has_blocks = {"cls_token", "blocks.0.attn.qkv.weight"} <= network.tensors.keys()
+    return has_blocks and trained_grid(network) is not None
+
+
+def trained_grid(network: Network) -> tuple[int, int] | None:
+    """Side of the square table of positions, with or without a row for a class token, and the patch size, pixels."""
+    positions, patch = network.tensors.get("pos_embed"), network.tensors.get("patch_embed.proj.weight")
+    if positions is None or patch is None or positions.ndim != 3 or patch.ndim != 4:
+        return None
+    return isqrt(positions.shape[1]), patch.shape[-1]
 
 
 def recognise_resnet(network: Network) -> Recognised | None:
@@ -158,7 +167,7 @@ def recognise_resnet(network: Network) -> Recognised | None:
     names = network.tensors
     if not {"conv1.weight", *(f"layer{stage}.0.conv1.weight" for stage in (1, 2, 3, 4))} <= names.keys():
         return None
-    layers = tuple(1 + max(_numbers(names, f"layer{stage}.")) for stage in (1, 2, 3, 4))
+    layers = tuple(len(_numbers(names, f"layer{stage}.")) for stage in (1, 2, 3, 4))
     last = "conv3" if "layer1.0.conv3.weight" in names else "conv2"
     arch = RESNETS.get((last, layers))
     if arch is None:
@@ -200,7 +209,7 @@ def _family_of_vit(network: Network) -> str:
 def _vit_options(names: Tensors, path: Path) -> dict[str, Any]:
     """Arguments of `VisionTransformer` that the shapes of a ViT's tensors give; the heads are those of its size."""
     patch = names["patch_embed.proj.weight"]
-    dim, patch_size, depth = patch.shape[0], patch.shape[-1], 1 + max(_numbers(names, "blocks."))
+    dim, patch_size, depth = patch.shape[0], patch.shape[-1], len(_numbers(names, "blocks."))
     known = {(width, blocks): heads for width, blocks, heads in SIZES.values()}
     if (dim, depth) not in known and dim % HEAD_DIM:
         raise UsageError(f"{path} is a ViT {dim} wide, whose heads nobody knows; write its name, --arch timm/NAME")
@@ -219,10 +228,10 @@ def _vit_options(names: Tensors, path: Path) -> dict[str, Any]:
     }
 
 
-def _numbers(names: Iterable[str], prefix: str) -> list[int]:
+def _numbers(names: Iterable[str], prefix: str) -> set[str]:
     """The numbers that follow `prefix` in the names."""
-    parts = (name.removeprefix(prefix).partition(".")[0] for name in names if name.startswith(prefix))
-    return [int(part) for part in parts if part.isdecimal()]
+    parts = {name.removeprefix(prefix).partition(".")[0] for name in names if name.startswith(prefix)}
+    return {part for part in parts if part.isdecimal()}
 
 
 def _vit_name(family: str, options: dict[str, Any]) -> str:

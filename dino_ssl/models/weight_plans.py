@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from math import isqrt
 from pathlib import Path
 
 from torch import nn
@@ -14,7 +13,15 @@ from dino_ssl.models.resnet import LAYOUTS
 from dino_ssl.models.timm_adapter import TimmBackbone
 from dino_ssl.models.vit import VisionTransformer
 from dino_ssl.models.weight_files import WeightFile
-from dino_ssl.models.weight_keys import Network, Recognised, is_vit, recognise, recognise_resnet, recognise_vit
+from dino_ssl.models.weight_keys import (
+    Network,
+    Recognised,
+    is_vit,
+    recognise,
+    recognise_resnet,
+    recognise_vit,
+    trained_grid,
+)
 
 OUR_FORMAT = "dino-ssl/"
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -115,10 +122,8 @@ def _by_timms_name(arch: str, network: Network) -> Plan:
     name = arch.removeprefix("timm/")
     told = TimmBackbone(name, image_size=Images.size).model.pretrained_cfg
     images = Images(told["input_size"][-1], told["crop_pct"], tuple(told["mean"]), tuple(told["std"]))
-    size = images.size
-    if {"pos_embed", "patch_embed.proj.weight"} <= network.tensors.keys():
-        patch = network.tensors["patch_embed.proj.weight"].shape[-1]
-        size = isqrt(network.tensors["pos_embed"].shape[1]) * patch
+    trained = trained_grid(network)
+    size = trained[0] * trained[1] if trained else images.size
     return Plan("timm", arch, partial(TimmBackbone, name, image_size=size), images)
 
 

@@ -2,7 +2,6 @@
 
 import hashlib
 from dataclasses import dataclass, replace
-from math import isqrt
 from pathlib import Path
 from typing import cast
 
@@ -15,7 +14,7 @@ from dino_ssl.models.encoder import Encoder
 from dino_ssl.models.timm_adapter import TimmBackbone
 from dino_ssl.models.vit import VisionTransformer
 from dino_ssl.models.weight_files import WeightFile, read_weight_file
-from dino_ssl.models.weight_keys import Network, Tensors, groups, may_be_left_out, network_in
+from dino_ssl.models.weight_keys import Network, Tensors, groups, may_be_left_out, network_in, trained_grid
 from dino_ssl.models.weight_plans import Images, Plan, plan_for
 
 LEAST_MATCHED = 0.95
@@ -80,7 +79,7 @@ def load(
     backbone = _built(plan, network).eval().requires_grad_(False)
     used, report = _fill(backbone, network, file.path)
     images = replace(plan.images, size=size or plan.images.size, center_crop=center_crop or plan.images.center_crop)
-    _check_patches(network, patch_size, file.path)
+    _check_patches(backbone, patch_size, file.path)
     _check_size(backbone, images)
     encoder = Encoder(
         backbone=cast(Backbone, backbone),
@@ -148,11 +147,9 @@ def _listed(names: list[str], tensors: Tensors) -> str:
     return some + (f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else "") if some else "no more"
 
 
-def _check_patches(network: Network, patch_size: int | None, path: Path) -> None:
-    weight = network.tensors.get("patch_embed.proj.weight")
-    if patch_size is not None and (weight is None or weight.shape[-1] != patch_size):
-        has = "has no patches" if weight is None else f"has patches of {weight.shape[-1]} pixels"
-        raise UsageError(f"patch_size={patch_size}, but the network in {path} {has}; leave --patch-size out")
+def _check_patches(backbone: nn.Module, patch_size: int | None, path: Path) -> None:
+    if patch_size is not None and patch_size != (found := cast(Backbone, backbone).patch_size):
+        raise UsageError(f"patch_size={patch_size}, but of the network in {path} it is {found}; leave --patch-size out")
 
 
 def _check_size(backbone: nn.Module, images: Images) -> None:
@@ -172,10 +169,9 @@ def _check_size(backbone: nn.Module, images: Images) -> None:
 
 def _interpolated(network: Network, size: int) -> list[str]:
     """What becomes of the table of positions at that size; of tables with and without a row for the class token."""
-    positions, patch = network.tensors.get("pos_embed"), network.tensors.get("patch_embed.proj.weight")
-    if positions is None or patch is None or positions.ndim != 3:
+    if (trained := trained_grid(network)) is None:
         return []
-    side, grid = isqrt(positions.shape[1]), size // patch.shape[-1]
+    side, grid = trained[0], size // trained[1]
     return [f"interpolated pos_embed {side}x{side} -> {grid}x{grid}"] if side != grid else []
 
 

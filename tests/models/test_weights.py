@@ -336,7 +336,7 @@ def test_a_tensor_of_another_shape_is_refused_however_many_match(tmp_path):
         ({"arch": "vit_small"}, "pos_embed (1, 17, 384)"),
         ({"arch": "resnet18"}, "0 of 100 tensors match"),
         ({"arch": "timm/vit_tiny_patch16_224"}, "tensors match"),
-        ({"patch_size": 16}, "patch_size=16, but the network in"),
+        ({"patch_size": 16}, "patch_size=16, but of the network in"),
     ],
 )
 def test_words_that_contradict_the_file_are_refused(tmp_path, options, message):
@@ -360,6 +360,17 @@ def test_a_size_that_a_network_of_timm_does_not_take_is_refused(tmp_path):
     path = saved(tmp_path / "gmlp.pth", model.state_dict())
     with pytest.raises(UsageError, match=r"size=100 does not go through timm/gmlp.*; leave --size out"):
         load_encoder(path, arch="timm/gmlp_ti16_224", size=100)
+
+
+def test_tensors_that_differ_in_their_prefixes_only_are_refused(tmp_path):
+    state = filled(vit_shapes())
+    content = prefixed("backbone.", state) | {"module.backbone.norm.bias": torch.ones(DIM)}
+    assert "differ in their prefixes only" in refusal(saved(tmp_path / "x.pth", content))
+
+
+def test_names_of_a_vit_with_shapes_of_none_are_refused(tmp_path):
+    state = filled(vit_shapes()) | {"pos_embed": torch.zeros(17)}
+    assert "no known network" in refusal(saved(tmp_path / "x.pth", state))
 
 
 def test_a_vit_as_only_timm_has_them_asks_for_its_name(tmp_path):
