@@ -82,7 +82,7 @@ def masked(pixels: UInt8[np.ndarray, "h w 3"], mask: Bool[np.ndarray, "h w"], li
 
 def line_width(patch: float) -> int:
     """Of a line around patches of so many pixels; around the smallest it would hide them."""
-    return round(patch / 10)
+    return round(patch / 14)
 
 
 def outline(mask: Bool[np.ndarray, "h w"], width: int) -> Bool[np.ndarray, "h w"]:

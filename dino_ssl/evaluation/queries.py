@@ -11,8 +11,10 @@ from dino_ssl.evaluation.query import Query
 from dino_ssl.models.attention_map import AttentionMap, NoAttention
 from dino_ssl.models.backbone import Backbone
 
-SIMILARITY_TEMPERATURE = 0.1
-SIMILARITY_NOTE = "no attention in this network: shown is how similar each place of its last features is to their mean"
+SIMILARITY_TEMPERATURE = 0.5
+SIMILARITY_NOTE = (
+    "no attention in this network: shown is how far each place of its last features goes along with their mean"
+)
 
 
 def attention_from(attention: AttentionMap, query: Query) -> Float[Tensor, "b heads h w"]:
@@ -83,11 +85,14 @@ def attention_or_similarity(
 
 
 def similarity(features: Float[Tensor, "b d h w"]) -> AttentionMap:
-    """Cosines between the places of a feature map, and to their mean, as the attention of one head.
+    """How far each place of a feature map reaches in the direction of another, or of their mean, as one head.
 
-    The mean, which is what such networks make of an image, plays the class token. No gradients are needed.
+    The mean, which is what such networks make of an image, plays the class token. Lengths count in units of the mean
+    length: by its direction alone the mean is nearest to places that are half object and half background, while the
+    long ones, of which it is made, lie on the object. No gradients are needed.
     """
     places = features.flatten(2).transpose(1, 2)
-    tokens = F.normalize(torch.cat([places.mean(1, keepdim=True), places], dim=1), dim=-1)[:, None]
-    grid = (features.shape[2], features.shape[3])
-    return AttentionMap(tokens / SIMILARITY_TEMPERATURE, tokens, grid, num_prefix_tokens=1)
+    tokens = torch.cat([places.mean(1, keepdim=True), places], dim=1)[:, None]
+    length = places.norm(dim=-1).mean(1)[:, None, None, None].clamp_min(1e-12)
+    query, grid = F.normalize(tokens, dim=-1) / SIMILARITY_TEMPERATURE, (features.shape[2], features.shape[3])
+    return AttentionMap(query, tokens / length, grid, num_prefix_tokens=1)

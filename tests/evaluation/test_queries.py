@@ -82,15 +82,17 @@ def test_a_register_of_a_network_without_a_class_token_is_found():
     torch.testing.assert_close(attention_from(attention, Query.of("register2")), patches(attention, 1))
 
 
-def test_similarity_is_the_softmax_of_cosines_with_the_mean_as_class_token():
+def test_similarity_is_the_softmax_of_lengths_along_a_place_or_along_the_mean_of_all():
     features = torch.randn(2, 5, 3, 4, generator=torch.Generator().manual_seed(0))
     attention = similarity(features)
-    tokens = torch.cat([features.mean((2, 3))[:, None], features.flatten(2).transpose(1, 2)], 1)
-    cosines = torch.cosine_similarity(tokens[:, :, None], tokens[:, None], dim=-1)
-    torch.testing.assert_close(attention.weights[:, 0], torch.softmax(cosines / 0.1, -1))
-    expected = (cosines[:, 0, 1:] / 0.1).exp()
-    shares = cls_attention(attention).flatten(1)
-    torch.testing.assert_close(shares / shares.sum(1, keepdim=True), expected / expected.sum(1, keepdim=True))
+    for image, found in zip(features, attention.weights[:, 0], strict=True):
+        places = [image[:, row, column] for row in range(3) for column in range(4)]
+        tokens = [sum(places) / 12, *places]
+        unit = sum(place.norm() for place in places) / 12
+        along = torch.stack([torch.stack([key @ query / query.norm() for key in tokens]) / unit for query in tokens])
+        torch.testing.assert_close(found, (along / 0.5).exp() / (along / 0.5).exp().sum(1, keepdim=True))
+    torch.testing.assert_close(cls_attention(attention).flatten(1), attention.weights[:, 0, 0, 1:])
+    torch.testing.assert_close(similarity(7 * features).weights, attention.weights)
 
 
 def test_a_network_without_attention_shows_its_similarity_and_says_so():
