@@ -20,7 +20,9 @@ from dino_ssl.errors import RunError, UsageError
 
 RUN_CHECKPOINT = Path("checkpoints") / "checkpoint.pth"
 ARCHIVE = b"PK\x03\x04"
-IN_FOLDERS = (RUN_CHECKPOINT, Path("checkpoint.pth"), Path("model.safetensors"), Path("pytorch_model.bin"))
+OF_TIMM = ("model.safetensors", "pytorch_model.bin")
+"""File names that timm's `config.json` is about."""
+IN_FOLDERS = (RUN_CHECKPOINT, Path("checkpoint.pth"), *map(Path, OF_TIMM))
 
 
 @dataclass(frozen=True)
@@ -44,14 +46,21 @@ def read_weight_file(path: Path) -> WeightFile:
     Raises:
         UsageError: there is no such file, or it is damaged, of an unknown kind, or wants to run something.
     """
-    path = _file_in(path)
-    reader = _READERS.get(path.suffix)
-    if reader is None:
-        raise UsageError(f"{path} must be a file of weights with one of the endings {', '.join(_READERS)}")
-    content = reader(path)
+    try:
+        path = _file_in(path)
+        content = _reader_for(path)(path)
+    except OSError as error:
+        raise UsageError(f"{error.filename or path} cannot be read: {error.strerror or error}") from None
     if not isinstance(content, dict) or not content:
         raise UsageError(f"{path} holds a {type(content).__name__}, not weights by name")
-    return WeightFile(path, {str(name): value for name, value in content.items()}, _card(path.parent))
+    card = _card(path.parent) if path.name in OF_TIMM else {}
+    return WeightFile(path, {str(name): value for name, value in content.items()}, card)
+
+
+def _reader_for(path: Path) -> Callable[[Path], Any]:
+    if path.suffix not in _READERS:
+        raise UsageError(f"{path} must be a file of weights with one of the endings {', '.join(_READERS)}")
+    return _READERS[path.suffix]
 
 
 def _file_in(path: Path) -> Path:

@@ -230,6 +230,13 @@ def test_a_folder_as_timm_writes_it_gives_timms_own_model_and_transform(tmp_path
         torch.testing.assert_close(encoder.backbone(images), expected)
 
 
+def test_a_configuration_of_timm_is_about_the_file_of_that_name_alone(tmp_path):
+    model = timm.create_model("convnext_atto", num_classes=0)
+    write_timm_folder(tmp_path / "folder", model, "convnext_atto", {})
+    state = filled(vit_shapes())
+    assert same(load_encoder(saved(tmp_path / "folder" / "vit.pth", state)).backbone, state)
+
+
 def test_timms_vit_with_the_same_weights_gives_the_same_features_at_224(tmp_path):
     """And with timm's rule for positions, which its classifier gives away, elsewhere too."""
     torch.manual_seed(0)
