@@ -49,8 +49,8 @@ def _parser() -> Parser:
     add_network(parser)
     parser.set_defaults(size=None, center_crop=None)  # the whole image is shown, at a size of its own
     add("--output-dir", type=Path, default=Path("attention"), metavar="DIR", help="for the pictures (%(default)s)")
-    add("--block", type=_numbers, action="extend", metavar="B,...", help="or all (-1)")
-    add("--head", type=_numbers, action="extend", metavar="H,...", help="or all (all)")
+    add("--block", type=_numbers, action="extend", metavar="B,...", help="blocks to read, or all (-1)")
+    add("--head", type=_numbers, action="extend", metavar="H,...", help="heads to draw, or all (all)")
     add("--query", type=_query, metavar="TOKEN", help=QUERY)
     add("--threshold", type=real(0, 1, open_below=True), metavar="MASS", help="draw masks that hold it; the paper: 0.6")
     upsample = "squares as in the paper, or smooth (%(default)s)"
@@ -60,7 +60,7 @@ def _parser() -> Parser:
     square = "squeeze each image into that square, as the original does; without it the aspect is kept"
     add("--square", action="store_true", help=square)
     add("--pca", action="store_true", help="also patch features as colours, the same directions for all images")
-    add("--foreground", action="store_true", help="with --pca: only of the object, found by the first component")
+    add("--foreground", action="store_true", help="with --pca: colours for the object alone")
     viewer = "also viewer.html, where every patch of an image can be asked, in all blocks or those of --block"
     add("--viewer", action="store_true", help=viewer)
     add("--compare", type=Path, metavar="RUN_OR_FILE", help="with --viewer: a second network beside the first")

@@ -10,7 +10,7 @@ from dino_ssl.commands.attention_images import draw_image
 from dino_ssl.commands.attention_inputs import Input
 from dino_ssl.commands.attention_pca import draw_pca
 from dino_ssl.commands.attention_video import VideoWish, draw_video
-from dino_ssl.commands.attention_viewer import draw_viewer
+from dino_ssl.commands.attention_viewer import draw_viewer, viewed
 from dino_ssl.commands.attention_wish import Reader, Wish, chosen_blocks
 from dino_ssl.commands.options import device_of, encoder_of
 from dino_ssl.commands.progress import progress
@@ -47,16 +47,22 @@ def draw(inputs: Sequence[Input], folder: Path, words: Namespace) -> None:
     """
     reader = Reader.of(encoder_of(words), device_of(words))
     wish = _wish(words, folder, reader)
+    networks = viewed(reader, words) if words.viewer else []
     with naming(folder):
         drawn = _draw_each(inputs, reader, wish, words)
         if not drawn.entries:
             raise RunError(f"none of the {len(inputs)} inputs can be read; the first is {drawn.skipped[0]}")
+        pages: list[Entry] = []
+        if networks and drawn.images:
+            pages.append(draw_viewer(drawn.images, networks, wish))
         if words.pca and drawn.images:
-            drawn.entries.insert(0, draw_pca(drawn.images, reader, wish, foreground=words.foreground))
-        if words.viewer and drawn.images:
-            drawn.entries.insert(0, draw_viewer(drawn.images, reader, wish, words))
+            pages.append(draw_pca(drawn.images, reader, wish, foreground=words.foreground))
         page = write_index(
-            folder, f"Attention of {reader.encoder.name}", reader.encoder.origin, drawn.entries, drawn.skipped
+            folder,
+            f"Attention of {reader.encoder.name}",
+            reader.encoder.origin,
+            [*pages, *drawn.entries],
+            drawn.skipped,
         )
     _say(drawn, page)
 

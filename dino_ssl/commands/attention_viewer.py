@@ -15,33 +15,40 @@ from dino_ssl.evaluation.viewer import PICTURE_SIDES, Scene, Shown, write_viewer
 from dino_ssl.models.weights import load_encoder
 
 
-def draw_viewer(items: Sequence[Input], reader: Reader, wish: Wish, words: Namespace) -> Entry:
-    """Write viewer.html; the blocks are all of each network unless some are asked for.
+def viewed(reader: Reader, words: Namespace) -> list[tuple[Reader, list[int]]]:
+    """The networks that the viewer shows, and of each the blocks: all unless some are asked for.
 
     Raises:
         UsageError: what is to be compared cannot be read, or has not the blocks that are asked for.
-        RunError: an image does not go through it.
     """
     readers = [reader]
     if words.compare:
         other = load_encoder(words.compare, key=words.key)
         print(f"{other.name} from {other.origin}: {other.report}")
         readers.append(Reader.of(other, reader.device))
-    blocks = [chosen_blocks(words.block or [None], each.encoder.backbone.num_blocks) for each in readers]
+    return [(each, chosen_blocks(words.block or [None], each.encoder.backbone.num_blocks)) for each in readers]
+
+
+def draw_viewer(items: Sequence[Input], networks: list[tuple[Reader, list[int]]], wish: Wish) -> Entry:
+    """Write viewer.html.
+
+    Raises:
+        RunError: an image does not go through a network.
+    """
     path = wish.folder / "viewer.html"
     with progress(len(items), "images for the viewer") as advance:
-        scenes = _scenes(items, list(zip(readers, blocks, strict=True)), wish, advance)
+        scenes = _scenes(items, networks, wish, advance)
         for sentence in write_viewer(path, scenes, num_scenes=len(items)):
             print(sentence, file=sys.stderr)
     return Entry("Ask every patch", [], [path])
 
 
 def _scenes(
-    items: Sequence[Input], asked: list[tuple[Reader, list[int]]], wish: Wish, advance: Callable[[int], object]
+    items: Sequence[Input], networks: list[tuple[Reader, list[int]]], wish: Wish, advance: Callable[[int], object]
 ) -> Iterator[Scene]:
     for item in items:
         models = []
-        for reader, blocks in asked:
+        for reader, blocks in networks:
             photograph = _photograph(item, reader.encoder.channels)
             models.append(_shown(photograph, reader, blocks, wish))
         yield Scene(str(item.name), as_rgb(photograph.pixels), models)

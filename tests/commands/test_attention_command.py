@@ -158,7 +158,9 @@ def test_images_of_the_same_name_keep_folders_of_their_own_whatever_their_names(
     out = tmp_path / "attention"
     found = [pixels_of(out / name.removeprefix("in put/") / "img.png") for name in odd]
     assert len({picture.tobytes() for picture in found}) == len(odd)
-    assert "skipped in put/broken <i>.png: not an image" in capsys.readouterr().err
+    said = capsys.readouterr()
+    assert "skipped in put/broken <i>.png: not an image" in said.err
+    assert f"drawn: {len(odd)}, skipped: 1; look at attention/index.html" in said.out
     page = (out / "index.html").read_text(encoding="utf-8")
     assert "broken <i>" not in page and "broken <i>" in html.unescape(page)
     assert len(links(out / "index.html")) >= 2 * len(odd) and all(path.is_file() for path in links(out / "index.html"))
@@ -202,6 +204,13 @@ def test_the_viewer_holds_all_blocks_of_both_networks_and_the_page_leads_to_it(d
     assert viewer in links(tmp_path / "attention" / "index.html")
     page = viewer.read_text(encoding="utf-8")
     assert "vit_micro/8" in page and "resnet18" in page and "other.png" in page and "<b>.png" not in page
+
+
+def test_blocks_that_only_one_of_two_networks_has_are_refused_before_anything_is_drawn(draw, weights, tmp_path, capsys):
+    words = ["--viewer", "--block", "2", "--compare", weights / "resnet.pth"]
+    assert draw(photograph(tmp_path / "a.png"), *words) == 2
+    assert "block=2 must lie in 0 to 0" in capsys.readouterr().err
+    assert not list(tmp_path.rglob("img.png"))
 
 
 # -- videos --------------------------------------------------------------------------------------------------
