@@ -153,7 +153,7 @@ def page(driver, tmp_path) -> Iterator[Page]:
 @pytest.fixture
 def two(driver, tmp_path) -> Iterator[Page]:
     """Two models with different grids."""
-    models = [Shown("model", MAPS), Shown("other", OTHER, note="a note")]
+    models = [Shown("model", MAPS), Shown("other", OTHER, note="a note " * 40)]
     opened = Page(driver, tmp_path / "viewer.html", [Scene("a.jpg", WIDE, models)])
     yield opened
     assert opened.problems() == []
@@ -267,7 +267,7 @@ def test_t_goes_to_the_slider_whose_arrows_do_not_move_the_query(page):
     assert page.reading()[0] == "class token"
     patches = exact(MAPS[3], -1, 0)[3:].reshape(GRID)
     kept = mass_mask(patches, 0.6)
-    assert f"on {int(kept.sum())} kept patches" in page.text(".shares")
+    assert f"on {int(kept.sum())} of 40 patches" in page.text(".shares")
     marked = page.run("return Array.from(keptPatches(weights(panels[0].model.blocks[3], -1, 0).subarray(3), 0.6))")
     assert torch.equal(torch.tensor(marked).bool().reshape(GRID), kept)
     page.press(Keys.ESCAPE)
@@ -323,9 +323,9 @@ def test_the_heat_gives_way_to_the_photograph(page):
 
 def test_two_models_are_asked_at_the_same_place_of_the_photograph(two):
     assert [each.text for each in two.all(".panel h2")] == ["model", "other"]
-    assert [each.text for each in two.all(".panel .note")] == ["", "a note"]
+    assert [each.text for each in two.all(".panel .note")] == ["", ("a note " * 40).strip()]
     left, right = (each.rect for each in two.all(".stage"))
-    assert left["y"] == right["y"] and left["x"] + left["width"] <= right["x"]
+    assert left["y"] == right["y"] and left["width"] == right["width"] and left["x"] + left["width"] <= right["x"]
     two.to_patch(2, 2, grid=OTHER_GRID, panel=1)
     assert two.reading(0)[0] == "row 4, column 6"
     patches = exact(OTHER[1], -1, 1 + 2 * 3 + 2)[1:]
@@ -344,6 +344,17 @@ def test_two_models_go_back_from_their_last_blocks_together_and_say_what_one_lac
     assert [each.is_displayed() for each in two.all(".missing")] == [False, True]
     assert two.all(".missing")[1].text == "This model has no register 1: choose a patch."
     assert two.reading(0)[0] == "register 1"
+
+
+def test_a_model_of_one_head_has_one_tile_of_it(driver, tmp_path):
+    scene = Scene("a.jpg", WIDE, [Shown("model", {0: a_map(1, heads=1)})])
+    page = Page(driver, tmp_path / "viewer.html", [scene])
+    page.press("h", "0")
+    assert page.pressed(".heads") == ["head 0"] and len(page.all(".heads button")) == 1
+    assert page.text(".blocks-title") == "Blocks, one head"
+    largest = float(exact(a_map(1, heads=1), 0, 0)[3:].max())
+    assert page.reading()[2] == pytest.approx(largest, rel=2e-3)
+    assert page.problems() == []
 
 
 def test_images_are_switched_and_names_are_only_text(driver, tmp_path):

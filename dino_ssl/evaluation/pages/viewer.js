@@ -14,8 +14,9 @@ let drawing = 0;
 
 const scene = () => page.scenes[chosen.scene];
 const blockOf = (model) => model.blocks[Math.max(0, model.blocks.length - 1 - chosen.fromEnd)];
-const headOf = (block) => chosen.head < block.heads ? chosen.head : MEAN;
-const headName = (block, head) => head === MEAN ? `mean of ${block.heads} heads` : `head ${head}`;
+const headOf = (block) => block.heads > 1 && chosen.head < block.heads ? chosen.head : MEAN;
+const headName = (block, head) =>
+  block.heads === 1 ? "one head" : head === MEAN ? `mean of ${block.heads} heads` : `head ${head}`;
 const asked = () => !chosen.pinned && pointer ? pointer : chosen.query;
 
 function patchAt(block, place) {
@@ -99,8 +100,8 @@ function drawMaps(panel, block, token, patch) {
   paint(panel.one(".heat"), patches, block.grid, chosen.opacity, kept);
   const line = chosen.mass < 1 ? edge(kept, block.grid) : "";
   panel.all("path").forEach((path) => path.setAttribute("d", line));
-  [mean, ...heads].forEach((row, i) => {
-    paint(panel.headTiles[i], row.subarray(block.tokens.length), block.grid, 1);
+  panel.headTiles.forEach((tile, i) => {
+    paint(tile, (i === 0 ? mean : heads[i - 1]).subarray(block.tokens.length), block.grid, 1);
   });
   drawReadout(panel, block, { shown, patches, kept, patch });
 }
@@ -119,7 +120,7 @@ function drawReadout(panel, block, { shown, patches, kept, patch }) {
   const count = kept.reduce((total, each) => total + each, 0);
   const shares = {
     prefix: [sum(shown) - onPatches, `on ${besides(block)}`],
-    kept: [inside, chosen.mass < 1 ? `on ${count} kept patches` : `on ${count} patches`],
+    kept: [inside, chosen.mass < 1 ? `on ${count} of ${kept.length} patches` : `on ${count} patches`],
     rest: [onPatches - inside, "on the others"],
   };
   panel.one(".shares").replaceChildren(...Object.entries(shares).flatMap(([name, [share, text]]) => {
@@ -145,7 +146,7 @@ function keyed(name, text) {
 /** The tiles of heads and blocks; built anew only where their number changes. */
 function drawTiles(panel, block) {
   const head = headOf(block);
-  const labels = ["mean", ...Array.from({ length: block.heads }, (_, i) => String(i))];
+  const labels = block.heads === 1 ? ["0"] : ["mean", ...Array.from({ length: block.heads }, (_, i) => String(i))];
   panel.headTiles = tiles(panel.one(".heads"), labels, head + 1, "head", (i) => choose({ head: i - 1 }));
   const blocks = panel.model.blocks;
   const current = blocks.indexOf(block);
@@ -302,7 +303,7 @@ function buildPanel(model) {
   const panel = {
     model, element, one: (what) => element.querySelector(what), all: (what) => element.querySelectorAll(what),
   };
-  panel.one(".title").textContent = model.title;
+  panel.one(".title").textContent = panel.one("h2").title = model.title;
   panel.one(".note").textContent = model.note;
   panel.one("img").src = scene().picture;
   panel.one("img").classList.toggle("coarse", scene().size[0] <= 128);
