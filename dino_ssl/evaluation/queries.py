@@ -13,7 +13,7 @@ from dino_ssl.models.backbone import Backbone
 
 SIMILARITY_TEMPERATURE = 0.5
 SIMILARITY_NOTE = (
-    "no attention in this network: shown is how far each place of its last features goes along with their mean"
+    "no attention in this network: shown is how far the features of each place go along with those of the query"
 )
 
 
