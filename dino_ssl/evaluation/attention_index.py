@@ -52,9 +52,14 @@ def write_index(folder: Path, title: str, about: str, entries: Sequence[Entry], 
 
 def _section(folder: Path, entry: Entry) -> str:
     figures = "\n".join(_figure(folder, path) for path in entry.shown)
-    links = " · ".join(f'<a href="{_link(folder, path)}">{_text(path.name)}</a>' for path in entry.others)
+    links = " · ".join(f'<a href="{_link(folder, path)}">{_text(_label(entry, path))}</a>' for path in entry.others)
     links = f'<p class="data">{links}</p>\n' if links else ""
     return f"<section>\n<h2>{_text(entry.name)}</h2>\n{figures}\n{links}</section>"
+
+
+def _label(entry: Entry, path: Path) -> str:
+    """The file's name, with the folders that lie between what is shown and it."""
+    return str(path.relative_to(entry.shown[0].parent)) if entry.shown else path.name
 
 
 def _figure(folder: Path, path: Path) -> str:

@@ -115,6 +115,8 @@ def test_any_block_any_head_and_any_patch_can_be_asked(draw, weights, tmp_path):
     written = names(folder)
     assert "layers.png" in written and "block1/heads.png" in written and "block3/attn-head2.png" in written
     assert "block1/attn-head0.png" not in written
+    page = (tmp_path / "attention" / "index.html").read_text(encoding="utf-8")
+    assert all(f">{name}</a>" in page for name in ("block1/heads.png", "block3/heads.png", "attention.npz"))
 
 
 @pytest.mark.parametrize(
