@@ -59,7 +59,7 @@ def _parser() -> Parser:
     add("--queries", metavar="SOURCE", help="images to look for, as after dino-ssl pretrain --data")
     add("--gallery", metavar="SOURCE", help="images to look among; the queries' own SOURCE finds no image itself")
     add("--top", type=whole(1), default=10, metavar="N", help="images for each query (%(default)s)")
-    add("--output-dir", type=Path, metavar="DIR", help="for nearest.csv, and nearest.png with the first queries")
+    add("--output-dir", type=Path, metavar="DIR", help="for nearest.csv, and nearest.png with some queries")
     add("--data", type=Path, metavar="ROOT", help="folder that holds roxford5k/ or rparis6k/")
     add("--dataset", choices=("roxford5k", "rparis6k"), help="which of the two")
     add("--multiscale", action="store_true", help="the mean of the features at 1, 0.71 and half the size")
@@ -156,6 +156,7 @@ def _nearest(
 def _write(
     folder: Path, sources: "tuple[Source, Source]", found: Sequence[tuple[int, Neighbours]], channels: int
 ) -> None:
+    from dino_ssl.data.statistics import spread  # noqa: PLC0415
     from dino_ssl.evaluation.nearest_sheet import nearest_sheet  # noqa: PLC0415
 
     queries, gallery = sources
@@ -171,7 +172,7 @@ def _write(
             _drawn(queries, query, channels),
             *(_drawn(gallery, image, channels, similarity) for image, similarity in images),
         ]
-        for query, images in found[:MOST_DRAWN]
+        for query, images in (found[place] for place in spread(len(found), MOST_DRAWN))
     ]
     nearest_sheet(rows).save(folder / "nearest.png")
     print(f"\nwritten to {folder}: nearest.csv, and nearest.png with {len(rows)} queries")
