@@ -6,7 +6,7 @@ import secrets
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from dino_ssl.evaluation.features import Extractor, Features, joined
 from dino_ssl.evaluation.readouts import POOLED, Readout
 from dino_ssl.models.encoder import Encoder
 
+T = TypeVar("T")
 VERSION = 2
 """Changes whenever the same images and weights would give other features."""
 # What a killed job loses at most, and what ranks share out: small, but for fewer than 1,300 files of ImageNet.
@@ -93,6 +94,18 @@ class Share:
         first, last = (units * rank // self.world_size * unit for rank in (self.rank, self.rank + 1))
         return slice(min(first, number), min(last, number))
 
+    def each(self, work: Callable[[], T]) -> list[T]:
+        """What every process makes; if it goes wrong on one, on all, so that none waits for another for ever."""
+        try:
+            made: T | RunError = work()
+        except RunError as error:
+            made = error
+        gathered = self.gather(made)
+        for one in gathered:
+            if isinstance(one, RunError):
+                raise one
+        return gathered
+
 
 def features_of(
     extraction: Extraction,
@@ -115,12 +128,12 @@ def features_of(
     share = share or Share()
     mine = range(share.rank, extraction.num_parts, share.world_size)
     if cache is None:
-        own = dict(zip(mine, extraction.parts(mine, advance), strict=True))
-        parts = {number: part for of_rank in share.gather(own) for number, part in of_rank.items()}
+        made = share.each(lambda: dict(zip(mine, extraction.parts(mine, advance), strict=True)))
+        parts = {number: part for of_rank in made for number, part in of_rank.items()}
     else:
         stored = _Stored(extraction, cache / extraction.key())
-        own = stored.completed(mine, advance)
-        share.gather(None)  # until all have written
+        own: dict[int, Features] = {}
+        share.each(lambda: own.update(stored.completed(mine, advance)))
         parts = {number: own.get(number) or stored.written(number) for number in range(extraction.num_parts)}
     return joined([parts[number] for number in range(extraction.num_parts)], extraction.source)
 

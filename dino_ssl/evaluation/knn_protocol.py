@@ -57,7 +57,7 @@ def whole_bank(bank: Labelled, queries: Labelled, settings: Neighbours, share: S
     found: list[Measurement] = []
     num_classes = 1 + int(max(bank.labels.max(), queries.labels.max()))
     ks = settings.among(len(bank.labels) - (queries is bank))
-    for k, ranks in _ranks(bank, queries, ks, settings, share).items():
+    for k, ranks in shared_ranks(bank, queries, ks, settings, share).items():
         right = accuracies(ranks, queries.labels, num_classes, ks=(1, min(5, k)))
         rows = {"top1": right.top[1], "top5": right.top[min(5, k)], "macro": right.macro}
         found += [Measurement(f"knn/{name}", row.value, row.interval, {"k": k}) for name, row in rows.items()]
@@ -73,7 +73,7 @@ def few_shot(
         banks = [_drawn(bank, number, seed) for seed in range(tries)]
         available = len(banks[0].labels)
         ks = tuple(k for k in settings.among(len(bank.labels)) if k <= available) or (available,)
-        tables = [_ranks(one, queries, ks, settings, share) for one in banks]
+        tables = [shared_ranks(one, queries, ks, settings, share) for one in banks]
         for k in ks:
             top1 = torch.tensor([(ranks[k] == 0).double().mean().item() for ranks in tables], dtype=torch.float64)
             std = round(float(top1.std(correction=1)) if tries > 1 else 0.0, 4)
@@ -105,10 +105,13 @@ def _drawn(bank: Labelled, shots: int, seed: int) -> Labelled:
     return Labelled(bank.values[places], bank.labels[places])
 
 
-def _ranks(
+def shared_ranks(
     bank: Labelled, queries: Labelled, ks: tuple[int, ...], settings: Neighbours, share: Share
 ) -> dict[int, Int64[Tensor, " q"]]:
-    """How many classes come before the true one of each query; every process looks at its part of the queries."""
+    """By k, how many classes come before the true one of each query; every process looks at its part of the queries.
+
+    Queries that are the bank itself, the same object, are left out in turn.
+    """
     # In whole blocks, so that each product has the shape, and the last bit, that it has on one process.
     part = share.of(len(queries.labels), unit=QUERY_ROWS)
     mine = {k: torch.empty(0, dtype=torch.int64) for k in ks}

@@ -40,7 +40,7 @@ class Report:
 
 
 def final_report(run: Run) -> Report:
-    """Measure the teacher and what it has to beat, draw the pictures; rank 0 works, the others wait."""
+    """Measure the teacher and what it has to beat on all ranks; rank 0 draws the pictures, the others wait."""
     found = _knn(run, run.knn) if run.knn is not None else []
     rows = [(str(one.encoder["name"]), one.measurements[0].value, None) for one in found]
     with naming(run.folder):
@@ -64,18 +64,16 @@ def _knn(run: Run, knn: OnlineKnn) -> list[Evaluation]:
         ("same network, untrained", untrained_backbone(run.config).to(run.device)),
     ):
         begin = time.perf_counter()
-        top1 = knn.measure(backbone, max_images=None)
+        measured = knn.measure(backbone, name, max_images=None)
         size = run.config.crops.global_size
-        found.append(knn.evaluation(name, top1, time.perf_counter() - begin, size=size))
+        found += knn.evaluations(measured, time.perf_counter() - begin, size=size)
     return found + (_pixels(knn) if distributed.is_main() else [])
 
 
 def _pixels(knn: OnlineKnn) -> list[Evaluation]:
     begin = time.perf_counter()
-    pixels = knn.pixels()
-    seconds = time.perf_counter() - begin
-    rows = (("raw pixels, cosine, mean image subtracted", pixels.cosine), ("raw pixels, L2", pixels.l2))
-    return [knn.evaluation(name, top1, seconds, size=knn.pixel_side) for name, top1 in rows]
+    measured = knn.pixels()
+    return knn.evaluations(measured, time.perf_counter() - begin, size=knn.pixel_side)
 
 
 def _draw(run: Run) -> list[tuple[str, Path]]:

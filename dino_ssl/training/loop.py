@@ -199,8 +199,8 @@ def end_epoch(run: Run, now: Rates) -> None:
     """k-NN of the teacher if it is due, what evaluation jobs have found meanwhile, and the epoch's line."""
     if run.knn is not None and run.knn.is_due(run.epoch):
         with run.journal.paused():
-            top1 = run.knn.measure(run.method.teacher.backbone, max_images=run.config.knn.max_images)
-        run.journal.knn(run.step, run.epoch, top1)
+            found = run.knn.measure(run.method.teacher.backbone, max_images=run.config.knn.max_images)
+        run.journal.knn(run.step, run.epoch, found.top1["teacher"])
     if run.config.evaluate.every_epochs and distributed.is_main():
         for step, numbers in evaluation_jobs.collect(run.folder):
             run.journal.evaluated(run.step, run.epoch, step, numbers)

@@ -12,8 +12,10 @@ from dino_ssl.config import PretrainConfig
 from dino_ssl.data.sources import Source, labels_in, open_source, test_source_of
 from dino_ssl.data.streams import Purpose, stream
 from dino_ssl.errors import UsageError
-from dino_ssl.evaluation.features import Extractor, Labelled, labelled
-from dino_ssl.evaluation.knn import PixelBaselines, knn_accuracy, pixel_baselines
+from dino_ssl.evaluation.feature_store import Share
+from dino_ssl.evaluation.features import Extractor, Labelled, joined, labelled
+from dino_ssl.evaluation.knn import pixel_baselines
+from dino_ssl.evaluation.knn_protocol import Neighbours, shared_ranks
 from dino_ssl.evaluation.protocols import KNN
 from dino_ssl.evaluation.results import Evaluation, Measurement, about_data
 from dino_ssl.training import distributed
@@ -21,6 +23,15 @@ from dino_ssl.training import distributed
 # Pixels of larger images say little and fill the memory; the baseline looks at this side, in pixels, at most.
 PIXEL_SIDE = 32
 logger = logging.getLogger("dino_ssl")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Accuracies in [0, 1], by what was compared, over the images that could be read."""
+
+    top1: dict[str, float]
+    num_bank: int
+    num_queries: int
 
 
 @dataclass(frozen=True)
@@ -36,42 +47,59 @@ class OnlineKnn:
         """Whether to measure after `epoch` finished epochs."""
         return epoch % self.config.knn.every_epochs == 0
 
-    def measure(self, backbone: nn.Module, *, max_images: int | None) -> float:
-        """Top-1 accuracy in [0, 1]; measured on rank 0, known to all.
+    def measure(self, backbone: nn.Module, name: str = "teacher", *, max_images: int | None) -> Measured:
+        """Top-1 accuracy of the backbone that is called `name`; all ranks share the work and know the result.
 
         Args:
             max_images: bound on bank and queries, drawn once for the whole run; None takes every image.
+        Raises:
+            RunError: no image can be read.
+            DivergedError: a feature is not finite.
         """
-        top1 = self._measure(backbone, max_images) if distributed.is_main() else 0.0
-        return distributed.broadcast(top1)
+        crops, knobs = self.config.crops, self.config.knn
+        share = Share(distributed.rank(), distributed.world_size(), distributed.gather)
+        # Batch norm on CPUs has seen other images on each rank; those of rank 0 are what checkpoints keep.
+        for buffer in backbone.buffers():
+            buffer.copy_(distributed.broadcast(buffer.cpu()))
+        bank, queries = self._sets(backbone, max_images, share, size=crops.global_size, mean=crops.mean, std=crops.std)
+        settings = Neighbours((knobs.k,), knobs.temperature, self.device)
+        ranks = shared_ranks(bank, queries, (knobs.k,), settings, share)
+        top1 = (ranks[knobs.k] == 0).double().mean().item()
+        return Measured({name: top1}, len(bank.labels), len(queries.labels))
 
     @property
     def pixel_side(self) -> int:
         """Side at which raw pixels are compared."""
         return min(PIXEL_SIDE, self.config.crops.global_size)
 
-    def pixels(self) -> PixelBaselines:
+    def pixels(self) -> Measured:
         """What the pixels themselves reach, every image; on rank 0."""
         channels = self.config.crops.channels
         bank, queries = self._sets(
-            nn.Flatten(), None, size=self.pixel_side, mean=(0.0,) * channels, std=(1.0,) * channels
+            nn.Flatten(), None, Share(), size=self.pixel_side, mean=(0.0,) * channels, std=(1.0,) * channels
         )
-        return pixel_baselines(
+        found = pixel_baselines(
             bank.values, bank.labels, queries.values, queries.labels,
             k=self.config.knn.k, temperature=self.config.knn.temperature, leave_one_out=self.queries is None,
         )  # fmt: skip
+        top1 = {"raw pixels, cosine, mean image subtracted": found.cosine, "raw pixels, L2": found.l2}
+        return Measured(top1, len(bank.labels), len(queries.labels))
 
-    def evaluation(self, name: str, top1: float, seconds: float, *, size: int) -> Evaluation:
-        """An accuracy over every image, with all it was measured on; `name` says of what, at `size` pixels."""
-        queries, knobs = self.queries or self.bank, self.config.knn
-        return Evaluation(
-            protocol=KNN,
-            encoder={"name": name, "size": size, "center_crop": knobs.center_crop},
-            data={role: about_data(of, len(of)) for role, of in (("bank", self.bank), ("queries", queries))},
-            measurements=[Measurement("knn/top1", top1, settings={"k": knobs.k})],
-            seconds=seconds,
-            settings={"temperature": knobs.temperature},
-        )
+    def evaluations(self, measured: Measured, seconds: float, *, size: int) -> list[Evaluation]:
+        """Accuracies over every image, with all they were measured on, at `size` pixels."""
+        knobs = self.config.knn
+        sets = (("bank", self.bank, measured.num_bank), ("queries", self.queries or self.bank, measured.num_queries))
+        return [
+            Evaluation(
+                protocol=KNN,
+                encoder={"name": name, "size": size, "center_crop": knobs.center_crop},
+                data={role: about_data(source, number) for role, source, number in sets},
+                measurements=[Measurement("knn/top1", top1, settings={"k": knobs.k})],
+                seconds=seconds,
+                settings={"temperature": knobs.temperature},
+            )
+            for name, top1 in measured.top1.items()
+        ]
 
     def title(self) -> str:
         """One line for the head of a table."""
@@ -82,19 +110,11 @@ class OnlineKnn:
             f"{len(queries):,} images of {queries.name}{left_out}"
         )
 
-    def _measure(self, backbone: nn.Module, max_images: int | None) -> float:
-        crops, knobs = self.config.crops, self.config.knn
-        bank, queries = self._sets(backbone, max_images, size=crops.global_size, mean=crops.mean, std=crops.std)
-        result = knn_accuracy(
-            bank.values, bank.labels, queries.values, queries.labels,
-            ks=(knobs.k,), temperature=knobs.temperature, leave_one_out=self.queries is None,
-        )  # fmt: skip
-        return result.top1[knobs.k]
-
     def _sets(
         self,
         encoder: nn.Module,
         max_images: int | None,
+        share: Share,
         *,
         size: int,
         mean: tuple[float, ...],
@@ -105,15 +125,19 @@ class OnlineKnn:
         extractor = Extractor(encoder, size, self.config.knn.center_crop, mean, std, self.device)
 
         def features(source: Source) -> Labelled:
-            named = labelled(extractor.features(source, self._subset(source, max_images)), source, classes)
+            indices = self._subset(source, max_images)
+            # In whole batches, so that each has the shape, and the last bit, that it has on one rank.
+            mine = indices[share.of(len(indices), unit=extractor.batch_size)]
+            parts = share.each(lambda: next(extractor.parts(source, [mine])))
+            named = labelled(joined(parts, source), source, classes)
             return Labelled(named.values.to(self.device), named.labels.to(self.device))
 
         bank = features(self.bank)
         return bank, bank if self.queries is None else features(self.queries)
 
-    def _subset(self, source: Source, max_images: int | None) -> Sequence[int] | None:
+    def _subset(self, source: Source, max_images: int | None) -> Sequence[int]:
         if max_images is None or len(source) <= max_images:
-            return None
+            return range(len(source))
         chosen = stream(self.config.seed, Purpose.KNN, 0).permutation(len(source))[:max_images]
         return [int(index) for index in np.sort(chosen)]
 

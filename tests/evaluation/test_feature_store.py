@@ -9,6 +9,7 @@ from shares import on_ranks
 
 from dino_ssl.data.pixels import Pixels
 from dino_ssl.data.sources import open_source
+from dino_ssl.errors import DivergedError
 from dino_ssl.evaluation import feature_store
 from dino_ssl.evaluation.feature_store import Extraction, Share, features_of
 from dino_ssl.evaluation.features import Extractor, center_pixels
@@ -60,6 +61,23 @@ def test_a_second_extraction_computes_nothing(encoder, tmp_path):
     done = []
     assert_same(features_of(extraction, tmp_path, advance=done.append), first)
     assert sum(done) == 10
+
+
+def test_what_goes_wrong_on_one_rank_goes_wrong_on_all_so_that_none_waits_for_it():
+    def work(share):
+        assert share.each(lambda: share.rank) == [0, 1, 2]
+
+    on_ranks(3, work)
+
+    def work_that_fails(share):
+        share.each(lambda: share.rank if share.rank != 1 else diverge())
+
+    with pytest.raises(DivergedError, match="of rank 1"):
+        on_ranks(3, work_that_fails)  # rank 0 comes first
+
+
+def diverge():
+    raise DivergedError("of rank 1")
 
 
 def test_work_that_was_cut_off_is_gone_on_with(encoder, tmp_path):
