@@ -19,6 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks import original_step
 from benchmarks.original_step import OriginalStep, original_loss
 from benchmarks.timing import interleaved
+from dino_ssl.config import Parallel
 from dino_ssl.dino.centering import Center
 from dino_ssl.dino.losses import dino_loss, teacher_probabilities
 from dino_ssl.dino.method import MultiCropNetwork, SelfDistillation
@@ -105,8 +106,9 @@ def make_steps(setting: Setting, *, compile: bool) -> tuple[OriginalStep, dict[s
         student.load_state_dict(weights)
         center = Center(setting.prototypes)
         method = SelfDistillation(
-            student, setting.ours(0.0), center, student_temperature=0.1, device=torch.device(setting.device)
-        )
+            student, setting.ours(0.0), center, student_temperature=0.1, device=torch.device(setting.device),
+            parallel=Parallel(),
+        )  # fmt: skip
         ours[name] = OurStep(method, dtype, compiled)
     fp16 = setting.device == "cuda"
     return OriginalStep(original, setting.original(0.0), fp16=fp16), ours

@@ -12,8 +12,10 @@ Compat = Literal["none", "dino"]
 Device = Literal["auto", "cpu", "cuda"]
 OptimizerName = Literal["adamw", "sgd", "lars"]
 EvaluationName = Literal["knn", "linear"]
+GradientType = Literal["fp32", "bf16"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Renderer = Literal["fused", "pil", "device"]
+Sharding = Literal["none", "fsdp2"]
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ class Model:
     """The backbone."""
 
     name: str = "vit_small"
-    """vit_micro, vit_tiny, vit_small, vit_base, resnet18, resnet50, or any timm model as timm/NAME."""
+    """vit_micro, _tiny, _small, _base, _large, _huge, _giant, resnet18, resnet50, or any timm model as timm/NAME."""
     patch_size: int = 16
     """Side of a patch, pixels (ViT only)."""
     drop_path: float = 0.1
@@ -136,6 +138,18 @@ class Loader:
     """Processes that share these threads; 0: the training's own. None: 0 on a CPU, a quarter on a GPU."""
     max_broken: float = 0.01
     """Largest share of unreadable images before the run stops with their list."""
+
+
+@dataclass(frozen=True)
+class Parallel:
+    """How several ranks share the work (docs/scaling.md); one process has no use for these."""
+
+    sharding: Sharding = "none"
+    """none: every rank holds the whole network (DDP); fsdp2: each its part of every weight, for ViT-L and above."""
+    gradients: GradientType = "fp32"
+    """Type in which gradients travel; bf16 halves the bytes and rounds each gradient to 8 bits."""
+    bucket_mb: float = 25.0
+    """MiB of gradients that DDP sends together while the backward pass goes on; more for slow networks."""
 
 
 @dataclass(frozen=True)
@@ -228,6 +242,7 @@ class PretrainConfig:
     dino: Dino = field(default_factory=Dino)
     optim: Optim = field(default_factory=Optim)
     loader: Loader = field(default_factory=Loader)
+    parallel: Parallel = field(default_factory=Parallel)
     knn: Knn = field(default_factory=Knn)
     evaluate: Evaluate = field(default_factory=Evaluate)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from dino_ssl.config import PretrainConfig
+from dino_ssl.config import Parallel, PretrainConfig
 from dino_ssl.config_schema import flatten, shown
 
 
@@ -41,7 +41,8 @@ RANGES = (
     Range(
         "must be above 0",
         lambda x: 0 < x < float("inf"),
-        "dino.student_temperature dino.teacher_temperature dino.warmup_teacher_temperature optim.lr knn.temperature",
+        "dino.student_temperature dino.teacher_temperature dino.warmup_teacher_temperature optim.lr knn.temperature "
+        "parallel.bucket_mb",
     ),
     Range(
         "must lie between 0 and 1",
@@ -75,6 +76,7 @@ def check(config: PretrainConfig) -> list[str]:
         *_patches(config),
         *_batch_norm(config),
         *_rates(config),
+        *_sharding(config),
         *_knn(config),
         *_evaluate(config),
         *_warmups(config, run, f"epochs={config.epochs}"),
@@ -138,6 +140,25 @@ def _rates(config: PretrainConfig) -> Iterator[str]:
     optim = config.optim
     if optim.min_lr > optim.lr > 0:
         yield f"optim.min_lr={optim.min_lr} must not be above optim.lr={optim.lr}, which it ends"
+
+
+def _sharding(config: PretrainConfig) -> Iterator[str]:
+    """What a rank that holds a part of each weight cannot do, or what was never tried so."""
+    if config.parallel.sharding == "none":
+        return
+    begin, none = "parallel.sharding=fsdp2", "--parallel.sharding none"
+    if not config.model.name.startswith("vit_"):
+        yield f"{begin} splits the blocks of vit_*, not model.name={config.model.name}; write {none}"
+    if config.head.batch_norm:
+        yield f"{begin} does not go with head.batch_norm=true; write {none}"
+    if config.optim.name == "lars":
+        yield f"{begin} does not go with optim.name=lars, which needs the norms of whole weights; write adamw or sgd"
+    if config.precision == "fp16":
+        yield f"{begin} does not go with precision=fp16, whose scaler looks at one rank's part; write --precision bf16"
+    if config.model.compile:
+        yield f"{begin} was not tried with model.compile=true; write --model.compile false"
+    if config.parallel.bucket_mb != Parallel().bucket_mb:
+        yield f"{begin} sends block by block and has no parallel.bucket_mb={config.parallel.bucket_mb:g}; leave it out"
 
 
 def _knn(config: PretrainConfig) -> Iterator[str]:

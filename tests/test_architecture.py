@@ -16,7 +16,7 @@ FLOORS = [floor.split() for floor in (
     "__init__ errors durable checksums",
     "*.__init__ models.* data.* dino.losses dino.centering dino.schedules",
     "evaluation.*",
-    "config training.distributed training.ranks training.rendezvous",
+    "config training.distributed training.ranks training.rendezvous training.sharding",
     "original_flags config_*",
     "dino.method training.broken_images training.checkpoint training.curves training.folder_lock training.heartbeat"
     " training.journal training.optim training.progress training.requeue training.signals training.trackers",
@@ -27,7 +27,7 @@ FLOORS = [floor.split() for floor in (
 PURE = 1
 # Only these modules may use such a name.
 RESERVED = {
-    "torch.distributed": ["training.distributed"],
+    "torch.distributed": ["training.distributed", "training.sharding"],
     **{name: ["cli", "commands.*"] for name in ("print", "argparse")},
     "tyro": ["config_flags"],
     **{program: [] for program in ("submitit", "eval", "launch", "benchmarks", "tests")},

@@ -46,6 +46,31 @@ def is_number(value: object) -> bool:
             "evaluate.methods=[] leaves nothing to run; write [knn]",
         ),
         (
+            changed(parallel={"sharding": "fsdp2"}, model={"name": "resnet50"}),
+            "parallel.sharding=fsdp2 splits the blocks of vit_*, not model.name=resnet50; write --parallel",
+        ),
+        (
+            changed(parallel={"sharding": "fsdp2"}, head={"batch_norm": True}),
+            "parallel.sharding=fsdp2 does not go with head.batch_norm=true",
+        ),
+        (
+            changed(parallel={"sharding": "fsdp2"}, optim={"name": "lars"}),
+            "parallel.sharding=fsdp2 does not go with optim.name=lars, which needs the norms of whole weights",
+        ),
+        (
+            changed(parallel={"sharding": "fsdp2"}, precision="fp16"),
+            "parallel.sharding=fsdp2 does not go with precision=fp16",
+        ),
+        (
+            changed(parallel={"sharding": "fsdp2"}, model={"compile": True}),
+            "parallel.sharding=fsdp2 was not tried with model.compile=true",
+        ),
+        (
+            changed(parallel={"sharding": "fsdp2", "bucket_mb": 50.0}),
+            "parallel.sharding=fsdp2 sends block by block and has no parallel.bucket_mb=50; leave it out",
+        ),
+        (changed(parallel={"bucket_mb": 0.0}), "parallel.bucket_mb=0.0 must be above 0"),
+        (
             changed(epochs=0),
             "epochs=0 must be at",
         ),

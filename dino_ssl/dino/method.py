@@ -9,9 +9,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from dino_ssl.config import Parallel
 from dino_ssl.dino.centering import Center
 from dino_ssl.dino.losses import dino_loss, teacher_probabilities
-from dino_ssl.training import distributed
+from dino_ssl.training import distributed, sharding
 
 
 class MultiCropNetwork(nn.Module):
@@ -55,6 +56,7 @@ class SelfDistillation:
         student: trained by gradient; wrapped here for data parallelism.
         teacher: same architecture without drop path; starts as a copy of the student, takes no gradient, and
             stays in training mode, so that its BN (if any) uses the statistics of its own crops.
+        parallel: how ranks share both; of sharded networks this rank's `parameters()` are parts.
     """
 
     def __init__(
@@ -65,6 +67,7 @@ class SelfDistillation:
         *,
         student_temperature: float,
         device: torch.device,
+        parallel: Parallel,
     ) -> None:
         self.student = student.to(device)
         self.teacher = teacher.to(device)
@@ -72,7 +75,8 @@ class SelfDistillation:
         self.teacher.requires_grad_(False)
         self.center = center.to(device)
         self.student_temperature = student_temperature
-        self.parallel_student = distributed.data_parallel(self.student, device)
+        self.parallel_student = distributed.data_parallel(self.student, device, parallel)
+        distributed.sharded(self.teacher, device, parallel)
 
     def loss(self, views: Sequence[Float[Tensor, "_v b c _s _s"]], teacher_temperature: float) -> Float[Tensor, ""]:
         """Loss of a micro-batch; `views[0]` are the global crops, which alone the teacher sees."""
@@ -85,7 +89,8 @@ class SelfDistillation:
     @torch.no_grad()
     def update_teacher(self, momentum: float) -> None:
         """Move every weight of the teacher towards the student's; BN buffers stay its own."""
-        torch._foreach_lerp_(list(self.teacher.parameters()), list(self.student.parameters()), 1 - momentum)
+        teacher, student = (sharding.local(network.parameters()) for network in (self.teacher, self.student))
+        torch._foreach_lerp_(teacher, student, 1 - momentum)
 
     @torch.no_grad()
     def update_center(self) -> None:

@@ -14,12 +14,16 @@ from dino_ssl.models.resnet import LAYOUTS, ResNet
 from dino_ssl.models.timm_adapter import TimmBackbone
 from dino_ssl.models.vit import VisionTransformer
 
-# embed_dim, depth, heads. Tiny, small and base are DeiT's (arXiv:2012.12877); micro is for CPUs.
+# embed_dim, depth, heads. Tiny, small and base are DeiT's (arXiv:2012.12877), large and huge ViT's (arXiv:2010.11929),
+# giant DINOv2's (arXiv:2304.07193), here with a plain MLP; micro is for CPUs.
 VIT_SIZES = {
     "vit_micro": (128, 4, 4),
     "vit_tiny": (192, 12, 3),
     "vit_small": (384, 12, 6),
     "vit_base": (768, 12, 12),
+    "vit_large": (1024, 24, 16),
+    "vit_huge": (1280, 32, 16),
+    "vit_giant": (1536, 40, 24),
 }
 
 

@@ -19,8 +19,6 @@ CONTAINERS = ("state_dict", "model")
 NOT_OF_THE_BACKBONE = ("head", "fc", "classifier", "dino_head", "ibot_head", "mask_token", "masked_embed")
 """First parts of names that may be left out: projection and classification heads, and tokens for masked patches."""
 
-SIZES = {**VIT_SIZES, "vit_large": (1024, 24, 16), "vit_giant": (1536, 40, 24)}
-"""Width, blocks and heads by name."""
 DINOV2_SIZES = {(384, 12): "s", (768, 12): "b", (1024, 24): "l", (1536, 40): "g"}
 RESNETS: dict[tuple[str, tuple[int, ...]], str] = {
     ("conv2", (2, 2, 2, 2)): "resnet18",
@@ -210,7 +208,7 @@ def _vit_options(names: Tensors, path: Path) -> dict[str, Any]:
     """Arguments of `VisionTransformer` that the shapes of a ViT's tensors give; the heads are those of its size."""
     patch = names["patch_embed.proj.weight"]
     dim, patch_size, depth = patch.shape[0], patch.shape[-1], len(_numbers(names, "blocks."))
-    known = {(width, blocks): heads for width, blocks, heads in SIZES.values()}
+    known = {(width, blocks): heads for width, blocks, heads in VIT_SIZES.values()}
     if (dim, depth) not in known and dim % HEAD_DIM:
         raise UsageError(f"{path} is a ViT {dim} wide, whose heads nobody knows; write its name, --arch timm/NAME")
     positions = names["pos_embed"].shape[1] - 1
@@ -238,5 +236,5 @@ def _vit_name(family: str, options: dict[str, Any]) -> str:
     size, patch_size = (options["embed_dim"], options["depth"]), options["patch_size"]
     if family == "dinov2" and size in DINOV2_SIZES:
         return f"dinov2_vit{DINOV2_SIZES[size]}{patch_size}" + ("_reg" if options["num_registers"] else "")
-    sizes = {(dim, depth): name for name, (dim, depth, _) in SIZES.items()}
+    sizes = {(dim, depth): name for name, (dim, depth, _) in VIT_SIZES.items()}
     return f"{sizes.get(size, f'vit_{size[0]}x{size[1]}')}/{patch_size}"

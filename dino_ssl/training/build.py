@@ -12,7 +12,7 @@ from dino_ssl.dino.centering import Center
 from dino_ssl.dino.method import MultiCropNetwork, SelfDistillation
 from dino_ssl.models.backbone import Backbone, build_backbone, check_crop_sizes
 from dino_ssl.models.heads import DINOHead
-from dino_ssl.training import distributed
+from dino_ssl.training import distributed, sharding
 
 
 def build_network(config: PretrainConfig, *, drop_path: float) -> MultiCropNetwork:
@@ -44,6 +44,19 @@ def untrained_backbone(config: PretrainConfig) -> nn.Module:
         return build_network(config, drop_path=config.model.drop_path).backbone
 
 
+def backbone_of(config: PretrainConfig, network: nn.Module) -> nn.Module:
+    """The backbone of `network`; of a sharded one a whole copy on each rank, and a collective."""
+    backbone = network.backbone
+    assert isinstance(backbone, nn.Module)
+    state = backbone.state_dict()
+    joined = sharding.whole(state, everywhere=True)
+    if all(joined[name] is state[name] for name in state):
+        return backbone
+    copy = untrained_backbone(config)
+    copy.load_state_dict(joined)
+    return copy.to(next(iter(joined.values())).device)
+
+
 def build_method(config: PretrainConfig, device: torch.device) -> SelfDistillation:
     """Student and teacher with the weights of `config.seed`, on `device`.
 
@@ -59,6 +72,7 @@ def build_method(config: PretrainConfig, device: torch.device) -> SelfDistillati
         Center(config.head.prototypes, config.dino.center_momentum),
         student_temperature=config.dino.student_temperature,
         device=device,
+        parallel=config.parallel,
     )
     if config.model.activation_checkpointing:
         assert isinstance(student.backbone, Backbone)

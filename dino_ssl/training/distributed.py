@@ -12,9 +12,13 @@ import torch.distributed as dist
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
+from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
+from dino_ssl.config import Parallel
 from dino_ssl.errors import UsageError
+from dino_ssl.training import sharding
 from dino_ssl.training.ranks import Placement, placement
 from dino_ssl.training.rendezvous import SECONDS_TO_START, announce, follow, meeting_file, withdraw
 
@@ -162,17 +166,42 @@ def barrier() -> None:
         dist.barrier(group=_control)
 
 
-def data_parallel(module: nn.Module, device: torch.device) -> nn.Module:
+def sharded(module: nn.Module, device: torch.device, knobs: Parallel) -> nn.Module:
+    """`module`, of whose weights each rank keeps its part, if that is asked for; all of them on one process."""
+    if world_size() > 1 and knobs.sharding == "fsdp2":
+        sharding.split(module, device, _gradient_type(knobs))
+    return module
+
+
+def data_parallel(module: nn.Module, device: torch.device, knobs: Parallel) -> nn.Module:
     """`module` with gradients averaged over ranks; `module` itself on one process."""
-    if world_size() == 1:
-        return module
-    device_ids = [device.index] if device.type == "cuda" else None
-    # Buffers stay each rank's own: only BN has any, and SyncBN keeps those equal.
-    return DistributedDataParallel(module, device_ids=device_ids, broadcast_buffers=False)
+    if world_size() == 1 or knobs.sharding == "fsdp2":
+        return sharded(module, device, knobs)
+    parallel = DistributedDataParallel(
+        module,
+        device_ids=[device.index] if device.type == "cuda" else None,
+        # Buffers stay each rank's own: only BN has any, and SyncBN keeps those equal.
+        broadcast_buffers=False,
+        bucket_cap_mb=knobs.bucket_mb,
+        gradient_as_bucket_view=True,
+    )
+    if knobs.gradients == "bf16":
+        parallel.register_comm_hook(None, bf16_compress_hook)
+    return parallel
+
+
+def _gradient_type(knobs: Parallel) -> torch.dtype:
+    return torch.bfloat16 if knobs.gradients == "bf16" else torch.float32
 
 
 def gradient_sync(module: nn.Module, *, enabled: bool) -> AbstractContextManager[None]:
     """Whether this backward pass averages gradients over ranks: only the last micro-batch of a step needs to."""
-    if enabled or not isinstance(module, DistributedDataParallel):
+    if enabled:
         return nullcontext()
-    return module.no_sync()
+    match module:
+        case DistributedDataParallel():
+            return module.no_sync()
+        case FSDPModule():
+            return sharding.gradients_stay(module)
+        case _:
+            return nullcontext()

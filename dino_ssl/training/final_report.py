@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from dino_ssl.data.transfer import normalize
 from dino_ssl.durable import naming
@@ -41,10 +42,11 @@ class Report:
 
 def final_report(run: Run) -> Report:
     """Measure the teacher and what it has to beat on all ranks; rank 0 draws the pictures, the others wait."""
-    found = _knn(run, run.knn) if run.knn is not None else []
+    teacher = run.teacher_backbone()
+    found = _knn(run, run.knn, teacher) if run.knn is not None else []
     rows = [(str(one.encoder["name"]), one.measurements[0].value, None) for one in found]
     with naming(run.folder):
-        files = _draw(run) if distributed.is_main() else []
+        files = _draw(run, teacher) if distributed.is_main() else []
     distributed.barrier()
     parts = []
     if run.knn is not None:
@@ -57,10 +59,10 @@ def final_report(run: Run) -> Report:
     return Report(run.folder, knn, "\n\n".join(parts) if distributed.is_main() else "")
 
 
-def _knn(run: Run, knn: OnlineKnn) -> list[Evaluation]:
+def _knn(run: Run, knn: OnlineKnn, teacher: nn.Module) -> list[Evaluation]:
     found = []
     for name, backbone in (
-        ("teacher, last checkpoint", run.method.teacher.backbone),
+        ("teacher, last checkpoint", teacher),
         ("same network, untrained", untrained_backbone(run.config).to(run.device)),
     ):
         begin = time.perf_counter()
@@ -76,11 +78,11 @@ def _pixels(knn: OnlineKnn) -> list[Evaluation]:
     return knn.evaluations(measured, time.perf_counter() - begin, size=knn.pixel_side)
 
 
-def _draw(run: Run) -> list[tuple[str, Path]]:
+def _draw(run: Run, teacher: nn.Module) -> list[tuple[str, Path]]:
     files = [("curve", curve(run.folder, prototypes=run.config.head.prototypes))]
     attention = run.folder / "attention" / "attention.png"
     try:
-        _draw_attention(run, attention)
+        _draw_attention(run, teacher, attention)
     except UsageError:  # an architecture without attention
         pass
     else:
@@ -90,9 +92,9 @@ def _draw(run: Run) -> list[tuple[str, Path]]:
     return [*files, ("checkpoint", run.store.folder / "checkpoint.pth")]
 
 
-def _draw_attention(run: Run, path: Path) -> None:
+def _draw_attention(run: Run, backbone: nn.Module, path: Path) -> None:
     """The teacher's last block on a few images that it was not trained on, if there are any."""
-    crops, backbone = run.config.crops, run.method.teacher.backbone
+    crops = run.config.crops
     assert isinstance(backbone, Backbone)
     source = run.knn.queries or run.source if run.knn else run.source
     size = PICTURE_SCALE * crops.global_size

@@ -11,7 +11,7 @@ from dino_ssl.config import PretrainConfig
 from dino_ssl.data.loader import Batch
 from dino_ssl.data.transfer import normalize
 from dino_ssl.errors import DivergedError, RunError, Stopped
-from dino_ssl.training import distributed, evaluation_jobs, requeue, signals
+from dino_ssl.training import distributed, evaluation_jobs, requeue, sharding, signals
 from dino_ssl.training.checkpoint import NEWEST
 from dino_ssl.training.final_report import Report, final_report
 from dino_ssl.training.lifetime import failures_recorded, held, recorded
@@ -190,8 +190,8 @@ def check_weights(run: Run) -> None:
     Raises:
         DivergedError: a weight is not finite, or is too large to be squared; all ranks hold the same.
     """
-    norms = torch._foreach_norm([parameter.detach() for parameter in run.method.student.parameters()])
-    if not torch.stack(norms).isfinite().all():
+    norms = sharding.norms([parameter.detach() for parameter in run.method.student.parameters()])
+    if not norms.isfinite().all():
         raise DivergedError(f"the weights are no longer finite at step {run.step}; {AGAINST_DIVERGENCE}")
 
 
@@ -199,7 +199,7 @@ def end_epoch(run: Run, now: Rates) -> None:
     """k-NN of the teacher if it is due, what evaluation jobs have found meanwhile, and the epoch's line."""
     if run.knn is not None and run.knn.is_due(run.epoch):
         with run.journal.paused():
-            found = run.knn.measure(run.method.teacher.backbone, max_images=run.config.knn.max_images)
+            found = run.knn.measure(run.teacher_backbone(), max_images=run.config.knn.max_images)
         run.journal.knn(run.step, run.epoch, found.top1["teacher"])
     if run.config.evaluate.every_epochs and distributed.is_main():
         for step, numbers in evaluation_jobs.collect(run.folder):

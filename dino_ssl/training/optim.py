@@ -4,8 +4,11 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
+
+from dino_ssl.training import sharding
 
 
 class LARS(Optimizer):
@@ -105,12 +108,17 @@ def clip_gradients(parameters: Iterable[Tensor], max_norm: float, *, per_tensor:
     parameters = [p for p in parameters if p.grad is not None]
     if not parameters or max_norm == 0:
         return
-    if not per_tensor:
-        nn.utils.clip_grad_norm_(parameters, max_norm)
-        return
     gradients = _gradients(parameters)
-    factors = (max_norm / (torch.stack(torch._foreach_norm(gradients)) + 1e-6)).clamp(max=1.0)
-    torch._foreach_mul_(gradients, factors.unbind())
+    norms = sharding.norms(gradients)
+    if per_tensor:
+        torch._foreach_mul_(sharding.local(gradients), _shrinking(norms, max_norm).unbind())
+    else:
+        torch._foreach_mul_(sharding.local(gradients), _shrinking(norms.norm(), max_norm))
+
+
+def _shrinking(norm: Float[Tensor, "..."], max_norm: float) -> Float[Tensor, "..."]:
+    """The factor that makes `norm` at most `max_norm`, as PyTorch's `clip_grad_norm_` has it."""
+    return (max_norm / (norm + 1e-6)).clamp(max=1.0)
 
 
 def drop_last_layer_gradients(module: nn.Module) -> None:

@@ -39,6 +39,8 @@ FREE_TO_CHANGE = (
     "device",
     "micro_batch_size",
     "loader.",
+    "parallel.sharding",
+    "parallel.bucket_mb",
     "knn.",
     "checkpoint.",
     "log.",

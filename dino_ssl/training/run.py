@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from torch.optim import Optimizer
 
 from dino_ssl import __version__
@@ -22,9 +23,9 @@ from dino_ssl.data.transfer import copied_ahead
 from dino_ssl.dino.method import SelfDistillation
 from dino_ssl.durable import also_name
 from dino_ssl.errors import RunError
-from dino_ssl.training import distributed
+from dino_ssl.training import distributed, sharding
 from dino_ssl.training.broken_images import BrokenImages
-from dino_ssl.training.build import build_crops
+from dino_ssl.training.build import backbone_of, build_crops
 from dino_ssl.training.checkpoint import NEWEST, CheckpointStore, capture_rng, restore_rng
 from dino_ssl.training.journal import Journal
 from dino_ssl.training.online_knn import OnlineKnn
@@ -80,6 +81,10 @@ class Run:
     def is_over(self) -> bool:
         return self.step >= self.plan.total_steps
 
+    def teacher_backbone(self) -> nn.Module:
+        """The teacher's backbone, whole on every rank; a collective."""
+        return backbone_of(self.config, self.method.teacher)
+
     def micro_batches(self, workers: Workers) -> Iterator[Batch]:
         """This rank's micro-batches, on the device, from the present step to the end of the run."""
         order = BatchOrder(
@@ -108,19 +113,25 @@ class Run:
         """Write a checkpoint; a collective, of which rank 0 writes the file."""
         began = time.monotonic()
         rng = distributed.gather(capture_rng())
+        weights = sharding.whole(self._weights())
         if distributed.is_main():
             with ctrl_c_waits():
-                self.store.save(self._state(rng), self.step)
+                self.store.save({**weights, **self._state(rng)}, self.step)
         distributed.barrier()
         self.saved_step, self.seconds_of_save = self.step, time.monotonic() - began
 
-    def _state(self, rng: list[dict[str, Any]]) -> dict[str, Any]:
-        """Names of the original first (`module.` is what its students carry), then what exact resuming needs."""
+    def _weights(self) -> dict[str, Any]:
+        """What ranks may hold parts of; students of the original carry `module.`."""
         student = self.method.student.state_dict()
         return {
             "student": {f"module.{name}": value for name, value in student.items()},
             "teacher": self.method.teacher.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+        }
+
+    def _state(self, rng: list[dict[str, Any]]) -> dict[str, Any]:
+        """The other names of the original first, then what exact resuming needs."""
+        return {
             "epoch": self.epoch,
             "args": {
                 "arch": self.config.model.name,
@@ -146,10 +157,10 @@ class Run:
         state, path = found
         self._check_fits(state, path)
         student = {name.removeprefix("module."): value for name, value in state["student"].items()}
-        self.method.student.load_state_dict(student)
-        self.method.teacher.load_state_dict(state["teacher"])
+        sharding.load_module(self.method.student, student)
+        sharding.load_module(self.method.teacher, state["teacher"])
         self.method.center.load_state_dict(state["dino_loss"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        sharding.load_optimizer(self.optimizer, state["optimizer"])
         self.scaler.load_state_dict(state["fp16_scaler"])
         self.step = self.saved_step = state["step"]
         self._restore_rng(state["rng"])

@@ -9,6 +9,7 @@ import torch
 from sklearn.datasets import load_digits
 from torch import nn
 
+from dino_ssl.config import Parallel
 from dino_ssl.config_yaml import from_dict
 from dino_ssl.data.loader import Workers
 from dino_ssl.dino.centering import Center
@@ -208,7 +209,9 @@ def a_network(backbone=None):
 
 def a_method(make_network=a_network):
     center = Center(5)
-    return SelfDistillation(make_network(), make_network(), center, student_temperature=0.1, device=CPU)
+    return SelfDistillation(
+        make_network(), make_network(), center, student_temperature=0.1, device=CPU, parallel=Parallel()
+    )
 
 
 def a_counting_network():
@@ -293,7 +296,8 @@ def test_a_step_never_waits_for_the_device(per_tensor):
         )
         networks.append(a_network(backbone))
         networks[-1].head.last_layer = nn.Linear(4, 5, bias=False)  # weight norm has no backward on `meta` in torch 2.6
-    method = SelfDistillation(*networks, Center(5), student_temperature=0.1, device=torch.device("meta"))
+    meta = torch.device("meta")
+    method = SelfDistillation(*networks, Center(5), student_temperature=0.1, device=meta, parallel=Parallel())
     # Not AdamW, whose fused form PyTorch has on real devices only.
     optimizer = build_optimizer("lars", parameter_groups(method.student))
     set_rates(optimizer, lr=0.1, weight_decay=0.04)

@@ -21,6 +21,7 @@ from sklearn.datasets import load_digits
 
 from dino_ssl.config import PretrainConfig
 from dino_ssl.config_yaml import from_dict
+from dino_ssl.training import distributed
 from dino_ssl.training.loop import pretrain, train
 from dino_ssl.training.prepare import begin, prepare
 from dino_ssl.training.run import Run
@@ -168,11 +169,22 @@ def pretrain_on_ranks(
     num_ranks: int, config: PretrainConfig, launcher: Callable[[int, int, int], dict[str, Any]] = as_torchrun
 ) -> list[str]:
     """`pretrain(config)` as a launcher would start it; what each rank raised, or nothing."""
+    return _said_by_ranks(num_ranks, _pretrain_rank, config, launcher)
+
+
+def on_ranks(num_ranks: int, call: Callable[[], Any]) -> list[Any]:
+    """What `call()` gives in each of several processes that are joined to a group; tensors aside."""
+    return _said_by_ranks(num_ranks, _call_on_rank, call, as_torchrun)
+
+
+def _said_by_ranks(
+    num_ranks: int, target: Callable[..., None], task: Any, launcher: Callable[[int, int, int], dict[str, Any]]
+) -> list[Any]:
     port, results, processes = free_port(), [], []
     for rank in range(num_ranks):
         receive, send = SERVER.Pipe(duplex=False)
-        arguments = (config, launcher(rank, num_ranks, port), send)
-        processes.append(SERVER.Process(target=_pretrain_rank, args=arguments, daemon=True))
+        arguments = (task, launcher(rank, num_ranks, port), send)
+        processes.append(SERVER.Process(target=target, args=arguments, daemon=True))
         processes[-1].start()
         send.close()
         results.append(receive)
@@ -197,6 +209,12 @@ def _pretrain_rank(config: PretrainConfig, environment: dict[str, Any], send: Co
         send.send(f"{type(error).__name__}: {error}")
     else:
         send.send("")
+
+
+def _call_on_rank(call: Callable[[], Any], environment: dict[str, Any], send: Connection) -> None:
+    os.environ |= {name: str(value) for name, value in environment.items()}
+    with distributed.process_group(torch.device("cpu"), Path("unused")):
+        send.send(call())
 
 
 def free_port() -> int:
