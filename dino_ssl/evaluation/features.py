@@ -1,8 +1,9 @@
 """Images of a source through a frozen encoder: DINO's evaluation transform, batch by batch."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -82,6 +83,7 @@ class Extractor:
         precision: autocast to this type; None computes as the weights are.
         batch_size: images at once.
         num_workers: processes that read images; 0 reads in this one.
+        num_threads: of each process that reads; without workers, the images of a batch are read before it is encoded.
     """
 
     encoder: nn.Module
@@ -94,6 +96,7 @@ class Extractor:
     precision: torch.dtype | None = None
     batch_size: int = 256
     num_workers: int = 0
+    num_threads: int = 1
 
     def features(self, source: Source, indices: Sequence[int] | None = None) -> Features:
         """Encode the images `indices` (all by default), in that order, as `parts` does.
@@ -136,18 +139,19 @@ class Extractor:
                 kept += batch.indices
                 broken += batch.broken
                 if batch.indices:
-                    images = normalize(batch.pixels.to(self.device), self.mean, self.std)
+                    images = normalize(batch.pixels.to(self.device, non_blocking=True), self.mean, self.std)
                     values.append(self.readout(self.encoder, images).float().cpu())
                 advance(len(batch.indices) + len(batch.broken))
         return Features(torch.cat(values) if values else torch.empty(0, 0), np.array(kept, np.int64), broken)
 
     def _loaded(self, source: Source, batches: list[Sequence[int]]) -> Iterator["_Batch"]:
-        crops = _CenterCrops(source, channels=len(self.mean), size=self.size, center_crop=self.center_crop)
+        crops = _CenterCrops(source, len(self.mean), self.size, self.center_crop, self.num_threads)
         loader: DataLoader[Any] = DataLoader(
             crops,
             batch_sampler=batches,  # type: ignore[arg-type]  # ranges do as well as lists
             num_workers=min(self.num_workers, len(batches)),
             collate_fn=crops.collate,
+            pin_memory=self.device.type == "cuda",
             # One of its own: the loader's worker seeds must not move the global random state.
             generator=torch.Generator(),
         )
@@ -191,15 +195,27 @@ class _Batch:
     indices: list[int]
     broken: list[tuple[str, str]]
 
+    def pin_memory(self) -> "_Batch":
+        """For the loader, whose thread does so before a GPU asks for the batch."""
+        return replace(self, pixels=self.pixels.pin_memory())
+
 
 class _CenterCrops(Dataset[tuple[int, Tensor | None, str]]):
     """By index: that index, pixels (None if broken) and the reason."""
 
-    def __init__(self, source: Source, *, channels: int, size: int, center_crop: float) -> None:
+    def __init__(self, source: Source, channels: int, size: int, center_crop: float, num_threads: int) -> None:
         self.source = source
         self.channels = channels
         self.size = size
         self.center_crop = center_crop
+        self.num_threads = num_threads
+
+    def __getitems__(self, indices: Sequence[int]) -> list[tuple[int, Tensor | None, str]]:
+        """A batch for the loader; decoding and resizing release the GIL."""
+        if self.num_threads == 1:
+            return [self[index] for index in indices]
+        with ThreadPoolExecutor(self.num_threads) as pool:
+            return list(pool.map(self.__getitem__, indices))
 
     def __getitem__(self, index: int) -> tuple[int, Tensor | None, str]:
         try:

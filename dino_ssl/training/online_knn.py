@@ -19,6 +19,7 @@ from dino_ssl.evaluation.knn_protocol import Neighbours, shared_ranks
 from dino_ssl.evaluation.protocols import KNN
 from dino_ssl.evaluation.results import Evaluation, Measurement, about_data
 from dino_ssl.training import distributed
+from dino_ssl.training.ranks import cores_of_this_rank
 
 # Pixels of larger images say little and fill the memory; the baseline looks at this side, in pixels, at most.
 PIXEL_SIDE = 32
@@ -122,7 +123,9 @@ class OnlineKnn:
     ) -> tuple[Labelled, Labelled]:
         """Bank and queries; the same object twice when there are no queries."""
         classes = self.bank.classes
-        extractor = Extractor(encoder, size, self.config.knn.center_crop, mean, std, self.device)
+        extractor = Extractor(
+            encoder, size, self.config.knn.center_crop, mean, std, self.device, num_threads=cores_of_this_rank()
+        )
 
         def features(source: Source) -> Labelled:
             indices = self._subset(source, max_images)

@@ -112,9 +112,10 @@ def test_features_of_chosen_images_come_in_the_order_asked_for():
     torch.testing.assert_close(features.values, every[[5, 0, 3]])
 
 
-def test_worker_processes_change_nothing():
+@pytest.mark.parametrize("readers", [{"num_workers": 2}, {"num_threads": 3}, {"num_workers": 1, "num_threads": 2}])
+def test_worker_processes_and_threads_change_nothing(readers):
     alone = extract(network(), Noise(broken=(4,)), batch_size=2)
-    workers = extract(network(), Noise(broken=(4,)), batch_size=2, num_workers=2)
+    workers = extract(network(), Noise(broken=(4,)), batch_size=2, **readers)
     assert torch.equal(alone.values, workers.values)
     assert alone.broken == workers.broken
 
