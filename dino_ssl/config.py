@@ -142,14 +142,14 @@ class Loader:
 
 @dataclass(frozen=True)
 class Parallel:
-    """How several ranks share the work (docs/scaling.md); one process has no use for these."""
+    """How several ranks share the work (docs/scaling.md)."""
 
     sharding: Sharding = "none"
-    """none: every rank holds the whole network (DDP); fsdp2: each its part of every weight, for ViT-L and above."""
+    """none: DDP; fsdp2: in parts, from ViT-L on."""
     gradients: GradientType = "fp32"
-    """Type in which gradients travel; bf16 halves the bytes and rounds each gradient to 8 bits."""
+    """Type they travel in; bf16: half the bytes."""
     bucket_mb: float = 25.0
-    """MiB of gradients that DDP sends together while the backward pass goes on; more for slow networks."""
+    """MiB of gradients that DDP sends together."""
 
 
 @dataclass(frozen=True)

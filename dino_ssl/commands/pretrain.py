@@ -2,13 +2,14 @@
 
 import logging
 import sys
+import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from dino_ssl.config_flags import configure
 from dino_ssl.config_help import pretrain_help
 from dino_ssl.training import requeue, signals
-from dino_ssl.training.ranks import placement
+from dino_ssl.training.ranks import placement, seconds_to_wait
 
 if TYPE_CHECKING:
     from dino_ssl.training.final_report import Report
@@ -32,6 +33,7 @@ def run(arguments: Sequence[str]) -> None:
         print(f"note: {note}", file=sys.stderr)
     # torch takes seconds to import; help and mistakes should not wait for it.
     with signals.listening(requeue.leave_at_once):
+        time.sleep(seconds_to_wait(placement()))
         from dino_ssl.training.loop import pretrain  # noqa: PLC0415
 
         _report(pretrain(config))

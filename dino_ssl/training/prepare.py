@@ -28,7 +28,7 @@ from dino_ssl.training.journal import Journal
 from dino_ssl.training.online_knn import open_knn
 from dino_ssl.training.optim import build_optimizer, parameter_groups
 from dino_ssl.training.plan import make_plan
-from dino_ssl.training.ranks import cores_of_this_rank
+from dino_ssl.training.ranks import cores_of_this_rank, placement, seconds_to_wait
 from dino_ssl.training.run import Run
 from dino_ssl.training.trackers import missing_extras
 
@@ -99,6 +99,8 @@ def prepare(config: PretrainConfig, device: torch.device) -> Run:
     Raises:
         UsageError: the data, the batch, the folder or the network do not fit the configuration.
     """
+    # Ranks have just met, and would all open the images at once.
+    time.sleep(seconds_to_wait(placement()))
     source, shares, steps_per_epoch = open_input(config, ranks=distributed.world_size())
     plan = make_plan(config, steps_per_epoch)
     knn = open_knn(config, source, device)

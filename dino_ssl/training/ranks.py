@@ -9,6 +9,8 @@ from dino_ssl.errors import UsageError
 # Slurm numbers the steps of a job from 0; the batch script and an interactive shell are steps of a job, too, with
 # numbers from here on.
 FIRST_SPECIAL_STEP = 0xFFFFFFF0
+# That many nodes do not read one disk at once: 200 of them within 20 seconds.
+SECONDS_PER_NODE, LONGEST_WAIT = 0.1, 20.0
 
 
 @dataclass(frozen=True)
@@ -16,6 +18,7 @@ class Placement:
     """This process among those of its run.
 
     Attributes:
+        node: number of this node.
         local_rank, local_world_size: among the processes of this node.
         launcher: who said so, for people.
         has_address: whether the launcher also said where rank 0 listens (MASTER_ADDR, MASTER_PORT).
@@ -28,11 +31,17 @@ class Placement:
     num_nodes: int = 1
     launcher: str = "one process"
     has_address: bool = False
+    node: int = 0
 
     def __str__(self) -> str:
         if self.world_size == 1:
             return f"one process ({self.launcher})" if self.launcher != "one process" else "one process"
         return f"{self.world_size} ranks on {self.num_nodes} nodes, from {self.launcher}"
+
+
+def seconds_to_wait(here: Placement) -> float:
+    """How long this node waits before it reads what all read; nothing on the first, so on one node."""
+    return min(here.node * SECONDS_PER_NODE, LONGEST_WAIT)
 
 
 def placement(environment: Mapping[str, str] = os.environ) -> Placement:
@@ -64,6 +73,7 @@ def _torchrun(environment: Mapping[str, str]) -> Placement | None:
         local_rank=int(environment.get("LOCAL_RANK", "0")),
         local_world_size=local,
         num_nodes=int(environment.get("GROUP_WORLD_SIZE", "1")),
+        node=int(environment.get("GROUP_RANK", "0")),
         launcher="torchrun" if "TORCHELASTIC_RUN_ID" in environment else "RANK and WORLD_SIZE",
         has_address=True,
     )
@@ -95,6 +105,7 @@ def _slurm_step(environment: Mapping[str, str]) -> Placement | None:
         local_rank=int(environment["SLURM_LOCALID"]),
         local_world_size=tasks_per_node(environment["SLURM_STEP_TASKS_PER_NODE"])[node],
         num_nodes=int(environment["SLURM_STEP_NUM_NODES"]),
+        node=node,
         launcher="submitit" if environment.get("SUBMITIT_EXECUTOR") == "slurm" else "Slurm",
     )
 

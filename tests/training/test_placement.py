@@ -3,7 +3,7 @@
 import pytest
 
 from dino_ssl.errors import UsageError
-from dino_ssl.training.ranks import Placement, SlurmJob, placement, slurm_job, tasks_per_node
+from dino_ssl.training.ranks import Placement, SlurmJob, placement, seconds_to_wait, slurm_job, tasks_per_node
 
 # Of Slurm 22.05, for `sbatch --nodes=2 --ntasks-per-node=2`.
 BATCH_SCRIPT = {
@@ -16,11 +16,11 @@ TASK = {
 }  # fmt: skip
 TORCHRUN = {
     "RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4", "GROUP_WORLD_SIZE": "2",
-    "MASTER_ADDR": "n1", "MASTER_PORT": "29400", "TORCHELASTIC_RUN_ID": "none",
+    "GROUP_RANK": "1", "MASTER_ADDR": "n1", "MASTER_PORT": "29400", "TORCHELASTIC_RUN_ID": "none",
 }  # fmt: skip
-OF_TASK = Placement(rank=3, world_size=4, local_rank=1, local_world_size=2, num_nodes=2, launcher="Slurm")
+OF_TASK = Placement(rank=3, world_size=4, local_rank=1, local_world_size=2, num_nodes=2, launcher="Slurm", node=1)
 OF_TORCHRUN = Placement(
-    rank=5, world_size=8, local_rank=1, local_world_size=4, num_nodes=2, launcher="torchrun", has_address=True
+    rank=5, world_size=8, local_rank=1, local_world_size=4, num_nodes=2, launcher="torchrun", has_address=True, node=1
 )
 SUBMITIT_LOCAL = {
     "SUBMITIT_EXECUTOR": "local", "SUBMITIT_LOCAL_NTASKS": "2", "SUBMITIT_LOCAL_NNODES": "1",
@@ -35,7 +35,7 @@ SUBMITIT_LOCAL = {
         (TORCHRUN, OF_TORCHRUN),
         (TASK, OF_TASK),
         (TASK | TORCHRUN, OF_TORCHRUN),
-        (TASK | {"SUBMITIT_EXECUTOR": "slurm"}, Placement(3, 4, 1, 2, 2, "submitit")),
+        (TASK | {"SUBMITIT_EXECUTOR": "slurm"}, Placement(3, 4, 1, 2, 2, "submitit", node=1)),
         (SUBMITIT_LOCAL, Placement(1, 2, 1, 2, 1, "submitit")),
         (BATCH_SCRIPT, Placement()),
         (BATCH_SCRIPT | {"SUBMITIT_EXECUTOR": "slurm"}, Placement()),
@@ -48,6 +48,11 @@ SUBMITIT_LOCAL = {
 )  # fmt: skip
 def test_a_process_finds_its_place(environment, expected):
     assert placement(environment) == expected
+
+
+def test_nodes_start_one_after_the_other_within_a_bound():
+    waits = [seconds_to_wait(Placement(node=node)) for node in (0, 1, 10, 1000)]
+    assert waits == pytest.approx([0, 0.1, 1, 20])
 
 
 def test_an_environment_that_is_not_whole_is_refused_with_the_missing_name():
