@@ -44,7 +44,7 @@ def main(arguments: Sequence[str]) -> None:
     found += [e for name in OTHERS if is_main and getattr(words, name) for e in _other(name, encoder, words, compute)]
     options.say(found, None)
     if is_main:
-        write_report(words, found, encoder, test or train, compute.device)
+        write_report(words, found, encoder, (train, test or train), compute)
 
 
 def _other(name: str, encoder: "Encoder", words: Namespace, compute: "Compute") -> list["Evaluation"]:

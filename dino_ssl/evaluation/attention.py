@@ -39,14 +39,15 @@ def mean_over_patches(attention: AttentionMap) -> Float[Tensor, "b heads keys"]:
 
 
 def attention_figure(images: UInt8[Tensor, "b c y x"], maps: Float[Tensor, "b heads h w"], path: Path) -> None:
-    """Draw a row for each image: the image, the mean over heads, then up to `MAX_HEADS` heads; write a PNG.
+    """Draw a row for each image: the image, the mean over heads, then up to `MAX_HEADS` heads, if more than one.
 
     Each map is coloured from its own smallest weight (dark) to its own largest (bright). Images that are not RGB are
     shown grey, as the mean of their channels.
     """
     num_heads = maps.shape[1]
-    shown = maps[:, :MAX_HEADS].float().cpu()
-    titles = ["image", f"mean of {num_heads} heads", *(f"head {head}" for head in range(shown.shape[1]))]
+    shown = maps[:, : MAX_HEADS if num_heads > 1 else 0].float().cpu()
+    mean = f"mean of {num_heads} heads" if num_heads > 1 else "map"
+    titles = ["image", mean, *(f"head {head}" for head in range(shown.shape[1]))]
     layout = _Layout(len(images), len(titles), images.shape[-2], images.shape[-1])
     figure = Figure(figsize=layout.inches(), dpi=DPI, facecolor="white")
     for row, image in enumerate(images):

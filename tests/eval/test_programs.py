@@ -36,8 +36,8 @@ def test_everything_of_a_run_is_one_file_one_table_and_one_page(tmp_path, capsys
         for measurement in evaluation.measurements:
             for text in (printed, table, page):
                 assert results.percent(measurement.value) in text
-    assert page.count("data:image/png;base64,") == 1
-    assert (folder / "attention.png").stat().st_size > 1000
+    assert page.count("data:image/png;base64,") == 2
+    assert all((folder / name).stat().st_size > 1000 for name in ("attention.png", "neighbours.png"))
 
 
 def test_imagenet_measures_class_folders_and_says_what_was_published(tmp_path, capsys):
