@@ -1,9 +1,10 @@
-"""Weighted k-NN against the original's one-hot form, scikit-learn and faiss: seconds, and memory above the features.
+"""Weighted k-NN against the original's one-hot form, scikit-learn and faiss: time, and memory above the features.
 
     python -m benchmarks.knn [--bank 50000] [--queries 10000] [--dim 384] [--classes 1000]
 
 Every candidate runs in a process of its own, on the same random features, and gives top-1 for k = 10, 20, 100 and 200;
-scikit-learn, which takes one k at a time, for 20 alone. faiss is left out where it is not installed.
+scikit-learn, which takes one k at a time, for 20 alone. faiss is left out where it is not installed. Where other
+programs run, compare CPU time on one thread (OMP_NUM_THREADS=1): threads that wait for each other count as busy.
 """
 
 import argparse
@@ -92,10 +93,10 @@ def measure(words: argparse.Namespace) -> None:
     data = features(words)
     CANDIDATES[words.only](tuple(part[:1000] for part in data), words.classes)  # libraries load, threads start
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
-    before, begin = memory("VmRSS"), time.perf_counter()
+    before, begin, begin_cpu = memory("VmRSS"), time.perf_counter(), time.process_time()
     top1 = CANDIDATES[words.only](data, words.classes)
-    seconds = time.perf_counter() - begin
-    print(seconds, memory("VmHWM") - before, *top1)
+    seconds, cpu = time.perf_counter() - begin, time.process_time() - begin_cpu
+    print(seconds, cpu, memory("VmHWM") - before, *top1)
 
 
 def memory(name: str) -> float:
@@ -114,7 +115,8 @@ def main() -> None:
         measure(words)
         return
     sizes = f"{words.queries:,} queries x {words.bank:,} images x {words.dim}, {words.classes:,} classes"
-    print(f"{sizes}; {torch.get_num_threads()} threads\n{'':14}{'seconds':>9}{'ratio':>8}{'MiB above':>11}  top-1 by k")
+    print(f"{sizes}; {torch.get_num_threads()} threads")
+    print(f"{'':14}{'seconds':>9}{'ratio':>8}{'of CPU':>9}{'ratio':>8}{'MiB above':>11}  top-1 by k")
     first = None
     for name in CANDIDATES:
         command = [sys.executable, "-m", "benchmarks.knn", "--only", name]
@@ -123,10 +125,10 @@ def main() -> None:
         if done.returncode:
             print(f"{name:14}left out: {done.stderr.strip().splitlines()[-1]}")
             continue
-        seconds, peak, *top1 = map(float, done.stdout.split())
-        first = first or seconds
+        seconds, cpu, peak, *top1 = map(float, done.stdout.split())
+        first = first or (seconds, cpu)
         shown = " ".join(f"{value:.4f}" for value in top1)
-        print(f"{name:14}{seconds:9.2f}{first / seconds:8.2f}{peak:11.0f}  {shown}")
+        print(f"{name:14}{seconds:9.2f}{first[0] / seconds:8.2f}{cpu:9.2f}{first[1] / cpu:8.2f}{peak:11.0f}  {shown}")
 
 
 if __name__ == "__main__":

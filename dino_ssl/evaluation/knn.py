@@ -22,6 +22,8 @@ QUERY_ROWS = 512
 BANK_ROWS = 16_384
 # Queries, whole QUERY_ROWS, that meet a block of the bank while it is there: for each that many the bank comes once.
 WIDE_ROWS = 16 * QUERY_ROWS
+# Parts of a row of similarities, by whose maxima most of it is passed over in the search for the largest.
+STRIPES = 8
 # Entries of the table of votes, queries x classes (64 MiB): with very many classes fewer queries go at once.
 MAX_VOTES = 2**24
 
@@ -55,13 +57,11 @@ class Score:
     table: Callable[[Tensor, Tensor], Tensor]
 
 
-def l2_table(queries: Float[Tensor, "q d"], bank: Float[Tensor, "n d"]) -> Float[Tensor, "q n"]:
-    """Minus half the squared Euclidean distance, but for a constant of each query, which changes no order."""
-    return torch.addmm(bank.square().sum(1), queries, bank.T, beta=-0.5)
-
-
 COSINE = Score(F.normalize, lambda queries, bank: queries @ bank.T)
-L2 = Score(lambda features: features, l2_table)
+L2 = Score(
+    lambda features: features, lambda queries, bank: torch.addmm(bank.square().sum(1), queries, bank.T, beta=-0.5)
+)
+"""Minus half the squared Euclidean distance, but for a constant of each query, which changes no order."""
 
 
 def knn_accuracy(
@@ -258,15 +258,27 @@ def _neighbours(
 
 
 def _largest(scores: Float[Tensor, "r n"], k: int) -> Int64[Tensor, "r k"]:
-    """Columns of the k largest scores of each row, largest first, equal ones by column.
+    """Columns of the k largest scores of each row, largest first, equal ones by column."""
+    width, rest = divmod(scores.shape[1], STRIPES)
+    if rest or width < 2 * k:
+        return _largest_of_few(scores, k)
+    # With the stripes of a row below each other, its k largest stand in the columns of the k largest maxima.
+    top, below = scores.reshape(len(scores), STRIPES, width).amax(1).topk(k + 1)
+    stripes = torch.arange(0, scores.shape[1], width, device=scores.device)
+    columns = (stripes[:, None] + below[:, None, :k].sort(2).values).flatten(1)
+    columns = columns.gather(1, _largest_of_few(scores.gather(1, columns), k))
+    open_rows = top[:, k - 1] == top[:, k]
+    columns[open_rows] = _largest_of_few(scores[open_rows], k)
+    return columns
 
-    `topk` leaves open which of equal scores it takes; the few rows where that matters are sorted whole.
-    """
+
+def _largest_of_few(scores: Float[Tensor, "r n"], k: int) -> Int64[Tensor, "r k"]:
+    """`topk` leaves open which of equal scores it takes; the few rows where that matters are sorted whole."""
     top, columns = scores.topk(min(k + 1, scores.shape[1]))
     columns = columns[:, :k].sort(1).values
     order = scores.gather(1, columns).argsort(dim=1, descending=True, stable=True)
     columns = columns.gather(1, order)
-    open_rows = top[:, k - 1] == top[:, -1] if top.shape[1] > k else top.new_zeros(len(top), dtype=torch.bool)
+    open_rows = (top[:, k - 1] == top[:, -1]) & (top.shape[1] > k)
     columns[open_rows] = scores[open_rows].argsort(dim=1, descending=True, stable=True)[:, :k]
     return columns
 

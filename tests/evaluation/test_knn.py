@@ -181,12 +181,18 @@ def test_scores_stay_float32_whatever_the_training_around_allows():
 
 
 @pytest.mark.parametrize("k", [1, 5, 40, 60])
-def test_the_largest_columns_are_those_of_a_stable_sort(k):
-    scores = torch.randint(5, (200, 60), generator=torch.Generator().manual_seed(0)).float()
-    expected = scores.sort(dim=1, descending=True, stable=True).indices[:, :k]
-    assert torch.equal(knn._largest(scores, k), expected)
-    # Few ties: none at the k-th place of most rows.
-    scores = scores + 100 * torch.rand(200, 60, generator=torch.Generator().manual_seed(1)).round(decimals=1)
+@pytest.mark.parametrize("columns", [60, 160, 16 * 120, 16 * 120 + 1])
+@pytest.mark.parametrize("kinds", ["few values", "some ties", "no ties", "all equal"])
+def test_the_largest_columns_are_those_of_a_stable_sort(k, columns, kinds):
+    draw = torch.Generator().manual_seed(0)
+    scores = torch.rand(200, columns, generator=draw)
+    match kinds:
+        case "few values":
+            scores = (5 * scores).floor()
+        case "some ties":
+            scores = (20 * columns * scores).floor()
+        case "all equal":
+            scores = torch.ones(200, columns)
     expected = scores.sort(dim=1, descending=True, stable=True).indices[:, :k]
     assert torch.equal(knn._largest(scores, k), expected)
 
