@@ -1,6 +1,7 @@
 """The options that every evaluation has, with one spelling and one meaning."""
 
-from argparse import Namespace
+import os
+from argparse import ArgumentTypeError, Namespace
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -130,7 +131,18 @@ def say(evaluations: "Sequence[Evaluation]", output: Path | None) -> None:
 
 def add_output(parser: Parser) -> None:
     """--output."""
-    parser.add_argument("--output", type=Path, metavar="FILE.json", help="also write the numbers as JSON")
+    parser.add_argument("--output", type=_new_file, metavar="FILE.json", help="also write the numbers as JSON")
+
+
+def _new_file(text: str) -> Path:
+    """A place that a file can be written to: hours of measuring should not end with one that cannot."""
+    path = Path(text)
+    above = next((place for place in path.parents if os.access(place, os.F_OK)), path)
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        raise ArgumentTypeError(f"'{text}' cannot be written: {above} is no folder that you may write to")
+    if path.is_dir():
+        raise ArgumentTypeError(f"'{text}' is a folder; write a file in it")
+    return path
 
 
 def add_compute(parser: Parser) -> None:

@@ -114,3 +114,12 @@ def test_a_cache_that_cannot_be_written_is_named(weights, images, tmp_path):
     with pytest.raises(Exception, match="cache") as caught:
         measure(weights, tmp_path, "--train", images)
     assert type(caught.value).__name__ == "RunError"
+
+
+@pytest.mark.parametrize(
+    ("output", "said"),
+    [("set", "is a folder; write a file"), ("set/train/red/0.png/a.json", "cannot be written: .*0.png is no folder")],
+)
+def test_an_output_that_cannot_be_written_is_an_error_before_anything_is_read(images, tmp_path, output, said):
+    with pytest.raises(UsageError, match=f"--output: .*{said}"):
+        knn.run(["--weights", "missing.pth", "--train", str(images), "--output", str(tmp_path / output)])
