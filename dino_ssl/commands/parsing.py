@@ -58,7 +58,8 @@ def whole(least: int, most: int | None = None) -> Callable[[str], int]:
 
 def real(least: float | int, most: float | int = float("inf"), *, open_below: bool = False) -> Callable[[str], float]:
     """What reads a number in [least, most], or in (least, most] if it is `open_below`."""
-    rule = f"a number {'above' if open_below else 'from'} {least:g}" + (f" to {most:g}" if most < float("inf") else "")
+    below, up_to = ("above", " and up to") if open_below else ("from", " to")
+    rule = f"a number {below} {least:g}" + (f"{up_to} {most:g}" if most < float("inf") else "")
 
     def number(text: str) -> float:
         try:

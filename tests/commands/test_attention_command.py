@@ -298,7 +298,7 @@ def test_nothing_that_can_be_read_is_a_failure(draw, tmp_path, capsys):
         (["a.png", "--head", "4"], "head=4 must lie in 0 to 3"),
         (["a.png", "--query", "register1"], "query=register1: this network has a class token and no registers"),
         (["a.png", "--query", "1,2"], "--query: '1,2' must be cls, mean, register1 (2, 3, ...), or X,Y"),
-        (["a.png", "--threshold", "0"], "--threshold: '0' must be a number above 0 to 1"),
+        (["a.png", "--threshold", "0"], "--threshold: '0' must be a number above 0 and up to 1"),
         (["a.png", "--foreground"], "--foreground goes with --pca"),
         (["a.png", "--compare", "b.pth"], "--compare goes with --viewer"),
         (["a.png", "--max-frames", "3"], "go with videos, and there is none"),
