@@ -87,8 +87,9 @@ def _parser() -> Parser:
 def add_propagation(parser: Parser) -> None:
     """--size, --context, --radius, --top-k, --temperature; without them, the protocol."""
     add = parser.add_argument
-    parser.set_defaults(center_crop=None)  # frames are seen whole
-    add("--size", type=whole(1), metavar="PIXELS", help="short side of the frames, as near as the patches allow (480)")
+    parser.set_defaults(size=None, center_crop=None)  # frames are seen whole, at a size of their own
+    side = "short side of the frames, as near as the patches allow (480)"
+    add("--size", dest="short_side", type=whole(1), metavar="PIXELS", help=side)
     add("--context", type=whole(0), default=7, metavar="N", help="frames before, beside the first (%(default)s)")
     add("--radius", type=whole(0), default=12, metavar="PATCHES", help="of the window; 0: everywhere (%(default)s)")
     add("--top-k", type=whole(1), default=5, metavar="K", help="most similar patches (%(default)s)")
@@ -99,7 +100,7 @@ def settings_of(words: argparse.Namespace) -> "Propagation":
     """What the options of `add_propagation` ask for."""
     from dino_ssl.evaluation.video import Propagation  # noqa: PLC0415
 
-    short_side = words.size or Propagation.short_side
+    short_side = words.short_side or Propagation.short_side
     return Propagation(short_side, words.context, words.radius, words.top_k, words.temperature)
 
 
