@@ -103,7 +103,10 @@ def _timm_model(card: TimmCard, file: Path) -> Features:
 def _write_torch(encoder: Encoder, file: Path) -> Features:
     network = deepcopy(cast(nn.Module, encoder.backbone))
     inner = network.model if isinstance(network, TimmBackbone) else network
-    torch.save(inner.state_dict(), file)
+    try:
+        torch.save(inner.state_dict(), file)
+    except RuntimeError as error:  # torch's word for what the disk refuses
+        raise RunError(f"{file} cannot be written ({error}); write --output with another path") from error
     with torch.no_grad():
         for parameter in inner.parameters():
             parameter.fill_(float("nan"))  # whatever the file does not hold shows

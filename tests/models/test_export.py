@@ -1,6 +1,7 @@
 """What is written for other programs computes the same there, and nothing is left where it does not."""
 
 import json
+from pathlib import Path
 
 import pytest
 import timm
@@ -135,6 +136,11 @@ def test_what_exists_is_not_overwritten_and_endings_are_minded(tmp_path):
     with pytest.raises(UsageError, match=r"must end in \.onnx; write --output .*mine\.onnx"):
         export(encoder, "onnx", tmp_path / "mine.pth")
     assert [p.name for p in tmp_path.iterdir()] == ["mine"]
+
+
+def test_a_place_that_takes_no_file_is_named():
+    with pytest.raises(RunError, match=r"/proc/mine\.unfinished\.pth cannot be written .*; write --output"):
+        export(an_encoder(micro(), 32), "torch", Path("/proc/mine.pth"))
 
 
 def test_an_export_that_computes_something_else_is_deleted_and_an_error(tmp_path, monkeypatch):
