@@ -24,7 +24,7 @@ from dino_ssl.training.journal import EVALUATED_STEP, append_metrics, read_metri
 from dino_ssl.training.signals import STOPPING
 
 SCRIPT, SENT, DONE, FAILED, LOG = "evaluate.sh", "sent", "done", "failed", "log.txt"
-CHECKPOINT = "checkpoint.pth"
+CHECKPOINT, FEATURES = "checkpoint.pth", "features"
 SECONDS_TO_SUBMIT = 60
 # What a job gives to its own children would be taken for the new job's.
 OF_THIS_JOB = re.compile(
@@ -107,6 +107,7 @@ def _script(config: PretrainConfig, folder: Path) -> str:
             f'evaluate() {{ {quoted(sys.executable)} -m dino_ssl "$@" || echo "$1" >> "$failed"; }}',
             'rm -f "$failed"',
             *commands,
+            f"rm -rf {quoted(str(folder / FEATURES))}",  # nobody measures this checkpoint again
             f"touch {quoted(str(folder / DONE))}",
             f"{quoted(sys.executable)} -m dino_ssl collect {quoted(str(folder.parents[1]))}",
             "",
@@ -119,6 +120,7 @@ def _arguments(config: PretrainConfig, folder: Path) -> Iterator[str]:
     yield from ("--weights", str(folder / CHECKPOINT), "--train", knn.train or config.data)
     yield from ("--test", knn.test) if knn.test else ()
     yield from ("--data-root", str(config.data_root.absolute()), "--device", config.device)
+    yield from ("--cache", str(folder / FEATURES))
 
 
 def _start(command: Sequence[str]) -> tuple[str, str]:

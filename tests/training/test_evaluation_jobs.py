@@ -147,6 +147,7 @@ def test_a_run_takes_its_evaluations_into_its_journal(tmp_path):
         values = {f"{m.metric} {m.settings['k']}": m.value for m in evaluation.measurements}
         assert line["eval/knn_top1@20"] == values["knn/top1 20"]
         assert not (folder / FAILED).exists(), (folder / "log.txt").read_text()
+        assert not (folder / "features").exists()
 
 
 def test_the_command_waits_for_the_end_of_the_run(tmp_path, capsys):
