@@ -149,7 +149,7 @@ def evaluate(
     """Measure an encoder; every rank gets the answer.
 
     Raises:
-        UsageError: there are no test images, or the network has fewer blocks than are asked for.
+        UsageError: no test images but those to learn from, or the network has fewer blocks than are asked for.
     """
     from dino_ssl.commands import linear_methods  # noqa: PLC0415
     from dino_ssl.evaluation.results import Evaluation, about, about_data  # noqa: PLC0415
@@ -157,6 +157,8 @@ def evaluate(
     begin = time.perf_counter()
     if test is None:
         raise UsageError(f"data source '{train.name}' has no test split that belongs to it; write --test SOURCE")
+    if test.name == train.name and test.fingerprint() == train.fingerprint():
+        raise UsageError(f"test={test.name} holds the images that are learned from; write --test with another SOURCE")
     answer = linear_methods.METHODS[settings.method](encoder, train, test, settings, compute)
     found, used = answer.found, {"train": (train, answer.num_train), "test": (test, answer.num_test)}
     data = {role: about_data(source, number) for role, (source, number) in used.items() if number}

@@ -110,6 +110,11 @@ def test_what_does_not_go_together_is_refused_with_what_to_write(folder, capsys,
     assert message in capsys.readouterr().err
 
 
+def test_images_that_are_learned_from_are_no_test(folder, capsys):
+    assert linear(folder, "--test", str(folder / "digits")) == 2
+    assert "holds the images that are learned from; write --test with another SOURCE" in capsys.readouterr().err
+
+
 def test_without_test_images_nothing_is_trained(folder, tmp_path, capsys):
     for name in ("x_train.npy", "y_train.npy"):
         np.save(tmp_path / name, np.load(folder / "digits" / name))
