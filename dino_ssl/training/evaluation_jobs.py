@@ -61,7 +61,10 @@ def send(config: PretrainConfig, checkpoint: Path, step: int) -> None:
 
 
 def collect(run: Path) -> Iterator[tuple[int, dict[str, float]]]:
-    """(step, numbers by name) of every job that is done and not in the journal yet; its checkpoint is let go.
+    """(step, numbers by name) of every job that is done and not in the journal yet, or was run again after a failure.
+
+    The checkpoint of one that did not fail is let go.
+
 
     Raises:
         RunError: a file cannot be read.
@@ -71,9 +74,11 @@ def collect(run: Path) -> Iterator[tuple[int, dict[str, float]]]:
         if not (folder / DONE).exists():
             continue
         step = int(folder.name.removeprefix("step_"))
-        if step not in known:
+        has_failed = (folder / FAILED).exists()
+        # One that is known and still has its checkpoint failed, and was run again by hand.
+        if step not in known or ((folder / CHECKPOINT).exists() and not has_failed):
             yield step, _numbers(folder)
-        if not (folder / FAILED).exists():
+        if not has_failed:
             (folder / CHECKPOINT).unlink(missing_ok=True)
 
 
@@ -105,7 +110,7 @@ def _script(config: PretrainConfig, folder: Path) -> str:
             f"export PYTHONPATH={quoted(str(Path(dino_ssl.__file__).parents[1]))}${{PYTHONPATH:+:$PYTHONPATH}}",
             f"failed={quoted(str(folder / FAILED))}",
             f'evaluate() {{ {quoted(sys.executable)} -m dino_ssl "$@" || echo "$1" >> "$failed"; }}',
-            'rm -f "$failed"',
+            f'rm -f "$failed" {quoted(str(folder / DONE))}',
             *commands,
             f"rm -rf {quoted(str(folder / FEATURES))}",  # nobody measures this checkpoint again
             f"touch {quoted(str(folder / DONE))}",

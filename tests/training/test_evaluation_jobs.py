@@ -86,6 +86,13 @@ def test_what_failed_is_named_and_its_checkpoint_stays_for_another_try(tmp_path,
     assert "linear failed; see" in caplog.text and "other.json is no results file" in caplog.text
     assert (folder / "checkpoint.pth").exists()
     assert collected(run)[0]["eval/knn_top1@20"] == 0.5
+    assert evaluation_jobs.collect_afterwards(run) == 0
+    (folder / "other.json").unlink()  # run again by hand
+    (folder / FAILED).unlink()
+    results.write(folder / "linear.json", found(("linear/top1", 0.7, {})))
+    assert evaluation_jobs.collect_afterwards(run) == 1
+    assert collected(run)[1]["eval/linear_top1"] == 0.7 and not (folder / "checkpoint.pth").exists()
+    assert evaluation_jobs.collect_afterwards(run) == 0
 
 
 def config_of(tmp_path: Path, submit: str):
