@@ -57,7 +57,8 @@ class Model:
     """The backbone."""
 
     name: str = "vit_small"
-    """vit_micro, _tiny, _small, _base, _large, _huge, _giant, resnet18, resnet50, or any timm model as timm/NAME."""
+    """vit_micro, _tiny, _small, _base, _large, _huge, _giant, cmt_tiny, _xs, _small, _base, resnet18,
+    resnet50, timm/NAME."""
     patch_size: int = 16
     """Side of a patch, pixels (ViT only)."""
     drop_path: float = 0.1

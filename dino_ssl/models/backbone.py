@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from dino_ssl.errors import UsageError
 from dino_ssl.models.attention_map import AttentionMap
 from dino_ssl.models.block_features import BlockFeatures
+from dino_ssl.models.cmt import CMT, CMT_SIZES
 from dino_ssl.models.resnet import LAYOUTS, ResNet
 from dino_ssl.models.timm_adapter import TimmBackbone
 from dino_ssl.models.vit import VisionTransformer
@@ -63,11 +64,11 @@ def build_backbone(
     drop_path: float = 0.0,
     small_stem: bool = False,
     in_chans: int = 3,
-) -> VisionTransformer | ResNet | TimmBackbone:
+) -> VisionTransformer | CMT | ResNet | TimmBackbone:
     """Build a backbone with fresh weights from PyTorch's global random state.
 
     Args:
-        name: a key of `VIT_SIZES`, resnet18, resnet50, or timm/NAME.
+        name: a key of `VIT_SIZES` or of `CMT_SIZES`, resnet18, resnet50, or timm/NAME.
         image_size: the main input size, pixels.
         patch_size: ViT only; divides `image_size`.
         small_stem: ResNet only.
@@ -82,6 +83,8 @@ def build_backbone(
             image_size=image_size, patch_size=patch_size, embed_dim=dim, depth=depth, num_heads=heads,
             drop_path=drop_path, in_chans=in_chans,
         )  # fmt: skip
+    if name in CMT_SIZES:
+        return CMT(name, image_size=image_size, drop_path=drop_path, in_chans=in_chans)
     if name in LAYOUTS:
         return ResNet(name, drop_path=drop_path, small_stem=small_stem, in_chans=in_chans)
     if name.startswith("timm/"):
@@ -113,7 +116,7 @@ def check_crop_sizes(backbone: nn.Module, sizes: dict[str, int], in_chans: int =
 
 def unknown_backbone(name: str, *, knob: str = "model.name") -> str:
     """What to say of a name that is no backbone."""
-    known = [*VIT_SIZES, *LAYOUTS]
+    known = [*VIT_SIZES, *CMT_SIZES, *LAYOUTS]
     near = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean {near[0]}? " if near else ""
     return f"{knob}={name} is unknown; {hint}choose {', '.join(known)}, or timm/NAME for any timm model"

@@ -9,6 +9,7 @@ from torch import nn
 
 from dino_ssl.errors import UsageError
 from dino_ssl.models.backbone import VIT_SIZES, build_backbone, unknown_backbone
+from dino_ssl.models.cmt import CMT_SIZES
 from dino_ssl.models.resnet import LAYOUTS
 from dino_ssl.models.timm_adapter import TimmBackbone
 from dino_ssl.models.vit import VisionTransformer
@@ -137,9 +138,9 @@ def _by_our_name(arch: str, network: Network, path: Path) -> Plan:
         return _by_names(Recognised(found.family, name, "", {**found.options, **sizes}), path)
     if arch in LAYOUTS and (resnet := recognise_resnet(network)):
         return _by_names(Recognised(resnet.family, arch, arch, resnet.options), path)
-    if arch not in VIT_SIZES and arch not in LAYOUTS:
+    if not any(arch in known for known in (VIT_SIZES, CMT_SIZES, LAYOUTS)):
         raise UsageError(unknown_backbone(arch, knob="arch"))
-    # Nothing of it will fit, and the error says what would have been wanted.
+    # Where nothing of it fits, the error says what would have been wanted.
     return Plan("", arch, partial(build_backbone, arch, image_size=Images.size), Images())
 
 

@@ -1,0 +1,290 @@
+"""CMT: a transformer of four stages with convolutions in every block (Guo et al., CVPR 2022, arXiv:2107.06263).
+
+Where the paper and its released code differ, this is the code, whose weights are public; see docs/deviations.md.
+Features stay on their grid [b, d, h, w]; sizes: b images, d dimensions, e dimensions of a head.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+
+import torch
+from jaxtyping import Float
+from timm.layers import DropPath, LayerNorm2d
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.init import kaiming_normal_, trunc_normal_
+from torch.utils.checkpoint import checkpoint
+
+from dino_ssl.errors import UsageError
+from dino_ssl.models.attention_map import AttentionMap
+from dino_ssl.models.block_features import BlockFeatures
+from dino_ssl.models.position_bias import PositionBias
+
+STRIDE = 32
+"""Pixels of the image for one place of the last grid, and of the keys of every stage."""
+HEADS = (1, 2, 4, 8)
+REDUCTIONS = (8, 4, 2, 1)
+"""Side, in places, of the squares that each stage merges into one key."""
+
+
+@dataclass(frozen=True)
+class CMTSize:
+    """Widths and depths.
+
+    Attributes:
+        dims: of the stages; each is divided by its heads.
+        mlp_ratio: hidden width of the feed-forward in units of the stage's, rounded down.
+    """
+
+    stem_dim: int
+    dims: tuple[int, int, int, int]
+    depths: tuple[int, int, int, int]
+    mlp_ratio: float
+
+
+# Trained by the authors at 160, 192, 224 and 256 pixels.
+CMT_SIZES = {
+    "cmt_tiny": CMTSize(16, (46, 92, 184, 368), (2, 2, 10, 2), 3.6),
+    "cmt_xs": CMTSize(16, (52, 104, 208, 416), (3, 3, 12, 3), 3.77),
+    "cmt_small": CMTSize(32, (64, 128, 256, 512), (3, 3, 16, 3), 4.0),
+    "cmt_base": CMTSize(38, (76, 152, 304, 608), (4, 4, 20, 4), 4.0),
+}
+
+
+def stem(in_chans: int, dim: int) -> nn.Sequential:
+    """Three convolutions, the first of stride 2, each followed by GELU and then BN."""
+    layers: list[nn.Module] = []
+    for channels, stride in ((in_chans, 2), (dim, 1), (dim, 1)):
+        layers += [nn.Conv2d(channels, dim, 3, stride=stride, padding=1), nn.GELU(), nn.BatchNorm2d(dim)]
+    return nn.Sequential(*layers)
+
+
+class ReducedAttention(nn.Module):
+    """Attention of every place to the squares of a coarser grid.
+
+    Args:
+        reduction: side of a square; 1: keys and values are the places themselves.
+    """
+
+    def __init__(self, dim: int, num_heads: int, reduction: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.query, self.key, self.value, self.proj = (nn.Linear(dim, dim) for _ in range(4))
+        self.reduce: nn.Module = nn.Identity()
+        if reduction > 1:
+            merge = nn.Conv2d(dim, dim, reduction, stride=reduction, groups=dim)
+            self.reduce = nn.Sequential(merge, nn.BatchNorm2d(dim))
+
+    def forward(
+        self, features: Float[Tensor, "b d h w"], bias: Float[Tensor, "heads queries keys"]
+    ) -> Float[Tensor, "b d h w"]:
+        coarse = self.reduce(features)
+        query, key = self._split(self.query, features), self._split(self.key, coarse)
+        value = self._split(self.value, coarse)
+        attended = F.scaled_dot_product_attention(query, key, value, bias[None].to(query.dtype))
+        merged: Tensor = self.proj(attended.transpose(1, 2).flatten(2))
+        output: Tensor = merged.mT.unflatten(2, features.shape[2:])
+        return output
+
+    def map(self, features: Float[Tensor, "b d h w"], bias: Float[Tensor, "heads queries keys"]) -> AttentionMap:
+        """What `forward` weighs the values by, as its factors."""
+        coarse = self.reduce(features)
+        query, key = self._split(self.query, features), self._split(self.key, coarse)
+        grid = (coarse.shape[2], coarse.shape[3])
+        return AttentionMap(query * query.shape[-1] ** -0.5, key, grid, 0, bias=bias, has_class_token=False)
+
+    def _split(self, linear: nn.Module, features: Float[Tensor, "b d h w"]) -> Float[Tensor, "b heads hw e"]:
+        split: Tensor = linear(features.flatten(2).mT).unflatten(2, (self.num_heads, -1)).transpose(1, 2)
+        return split
+
+
+class InvertedResidual(nn.Module):
+    """Feed-forward that widens, looks at the neighbours around a shortcut, and narrows; BN comes after GELU."""
+
+    def __init__(self, dim: int, hidden_dim: int) -> None:
+        super().__init__()
+        self.widen = nn.Sequential(nn.Conv2d(dim, hidden_dim, 1), nn.GELU(), nn.BatchNorm2d(hidden_dim))
+        self.depthwise = nn.Conv2d(hidden_dim, hidden_dim, 3, padding=1, groups=hidden_dim)
+        self.activate = nn.Sequential(nn.GELU(), nn.BatchNorm2d(hidden_dim))
+        self.narrow = nn.Sequential(nn.Conv2d(hidden_dim, dim, 1), nn.BatchNorm2d(dim))
+
+    def forward(self, features: Float[Tensor, "b d h w"]) -> Float[Tensor, "b d h w"]:
+        wide = self.widen(features)
+        narrowed: Tensor = self.narrow(self.activate(wide + self.depthwise(wide)))
+        return narrowed
+
+
+class CMTBlock(nn.Module):
+    """Local perception unit, attention and feed-forward, each around a shortcut."""
+
+    def __init__(self, dim: int, num_heads: int, reduction: int, hidden_dim: int, drop_path: float) -> None:
+        super().__init__()
+        self.local = nn.Conv2d(dim, dim, 3, padding=1, groups=dim)
+        self.norm1, self.norm2 = LayerNorm2d(dim, eps=1e-6), LayerNorm2d(dim, eps=1e-6)
+        self.attn = ReducedAttention(dim, num_heads, reduction)
+        self.mlp = InvertedResidual(dim, hidden_dim)
+        self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
+
+    def forward(
+        self, features: Float[Tensor, "b d h w"], bias: Float[Tensor, "heads queries keys"]
+    ) -> Float[Tensor, "b d h w"]:
+        features = features + self.local(features)
+        features = features + self.drop_path(self.attn(self.norm1(features), bias))
+        widened: Tensor = self.drop_path(self.mlp(self.norm2(features)))
+        return features + widened
+
+    def attention(self, features: Float[Tensor, "b d h w"], bias: Float[Tensor, "heads queries keys"]) -> AttentionMap:
+        """What `attn` attends to, recomputed because fused attention never stores it."""
+        return self.attn.map(self.norm1(features + self.local(features)), bias)
+
+
+class CMTStage(nn.Module):
+    """Squares of 2 x 2 places become one of the next grid; then blocks, which share one position bias.
+
+    Args:
+        index: which stage it is, from 0.
+        side: of the grid that the position bias is made for.
+        drop_path: rate of each block; there are as many blocks as rates.
+    """
+
+    def __init__(self, size: CMTSize, index: int, *, side: int, drop_path: list[float]) -> None:
+        super().__init__()
+        in_dim, dim = (size.stem_dim, *size.dims)[index : index + 2]
+        heads, self.reduction, hidden_dim = HEADS[index], REDUCTIONS[index], int(dim * size.mlp_ratio)
+        self.grad_checkpointing = False
+        self.patch_embed = nn.Sequential(nn.Conv2d(in_dim, dim, 2, stride=2), LayerNorm2d(dim, eps=1e-5))
+        self.position_bias = PositionBias(heads, (side, side), (side // self.reduction, side // self.reduction))
+        self.blocks = nn.ModuleList(CMTBlock(dim, heads, self.reduction, hidden_dim, rate) for rate in drop_path)
+
+    def forward(self, features: Float[Tensor, "b _d _h _w"]) -> Float[Tensor, "b d h w"]:
+        return self.run(self.blocks, self.patch_embed(features))
+
+    def bias(self, features: Float[Tensor, "b d h w"]) -> Float[Tensor, "heads queries keys"]:
+        """The position bias for the grid of these features."""
+        height, width = features.shape[2:]
+        return self.position_bias((height, width), (height // self.reduction, width // self.reduction))  # type: ignore[no-any-return]
+
+    def run(self, blocks: Iterable[nn.Module], features: Float[Tensor, "b d h w"]) -> Float[Tensor, "b d h w"]:
+        """Some of the blocks, one after the other."""
+        bias = self.bias(features)
+        for block in blocks:
+            recompute = self.grad_checkpointing and torch.is_grad_enabled()
+            run = partial(checkpoint, block, use_reentrant=False) if recompute else block
+            features = run(features, bias)
+        return features
+
+
+class CMT(nn.Module):
+    """CMT without its classifier; what is pooled is the mean of the last stage after a LayerNorm of our own.
+
+    Args:
+        name: a key of `CMT_SIZES`.
+        image_size: side for which the position biases are made, pixels; other sizes resample them.
+        drop_path: stochastic depth of the last block; the others rise linearly to it.
+    Raises:
+        UsageError: `image_size` is no multiple of 32.
+    """
+
+    def __init__(self, name: str, *, image_size: int, drop_path: float = 0.0, in_chans: int = 3) -> None:
+        super().__init__()
+        self.name = name
+        self.image_size = image_size
+        self._check(image_size, image_size)
+        size = CMT_SIZES[name]
+        self.embed_dim, self.num_blocks, self.patch_size = size.dims[-1], size.depths[-1], STRIDE
+        self.stem = stem(in_chans, size.stem_dim)
+        self.stages = nn.ModuleList(_stages(size, image_size, drop_path))
+        self.norm = LayerNorm2d(self.embed_dim, eps=1e-6)
+        self._init_weights()
+
+    def _init_weights(self) -> None:
+        """As the released code: fan-out normals for convolutions, truncated normals of std 0.02 for the others."""
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                kaiming_normal_(module.weight, mode="fan_out")
+            elif isinstance(module, nn.Linear):
+                trunc_normal_(module.weight, std=0.02)
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                assert module.bias is not None
+                nn.init.zeros_(module.bias)
+
+    def forward(self, images: Float[Tensor, "b c x y"]) -> Float[Tensor, "b d"]:
+        """The mean of `patch_features`."""
+        return self.patch_features(images).mean((2, 3))
+
+    def patch_features(self, images: Float[Tensor, "b c x y"]) -> Float[Tensor, "b d h w"]:
+        """The last stage after the norm, a place for every 32 x 32 pixels."""
+        features: Tensor = self.norm(self._before(images, len(self.stages)))
+        return features
+
+    def last_blocks(self, images: Float[Tensor, "b c x y"], n: int) -> list[BlockFeatures]:
+        """The last n blocks of the last stage, each after the norm."""
+        if not 1 <= n <= self.num_blocks:
+            raise UsageError(f"blocks={n} must lie in 1 to {self.num_blocks}, the blocks of the last stage")
+        stage = self._stage(-1)
+        features = stage.patch_embed(self._before(images, len(self.stages) - 1))
+        features, found = stage.run(stage.blocks[: self.num_blocks - n], features), []
+        for block in stage.blocks[self.num_blocks - n :]:
+            features = stage.run([block], features)
+            patches = self.norm(features)
+            found.append(BlockFeatures(patches.mean((2, 3)), patches))
+        return found
+
+    def attention(self, images: Float[Tensor, "b c x y"], block: int = -1) -> AttentionMap:
+        """What a block attends to; the grid of the keys is that of `patch_features` in every stage.
+
+        Args:
+            block: of the last stage, from 0, or counted from the last, as far back as the first stage: with
+                -num_blocks - 1 begins the third. In earlier stages the queries have a finer grid than the keys.
+        """
+        total = sum(len(self._stage(index).blocks) for index in range(len(self.stages)))
+        if not -total <= block < self.num_blocks:
+            raise UsageError(
+                f"block={block} must lie in 0 to {self.num_blocks - 1}, the blocks of the last stage, or count from "
+                f"the last as -1, down to -{total}"
+            )
+        index, rest = len(self.stages) - 1, block if block < 0 else block - self.num_blocks
+        while -rest > len(self._stage(index).blocks):
+            rest += len(self._stage(index).blocks)
+            index -= 1
+        stage = self._stage(index)
+        features = stage.run(stage.blocks[:rest], stage.patch_embed(self._before(images, index)))
+        chosen = stage.blocks[rest]
+        assert isinstance(chosen, CMTBlock)
+        return chosen.attention(features, stage.bias(features))
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute every block in the backward pass instead of storing its activations."""
+        for index in range(len(self.stages)):
+            self._stage(index).grad_checkpointing = enable
+
+    def _before(self, images: Float[Tensor, "b c x y"], num_stages: int) -> Float[Tensor, "b d h w"]:
+        """Features after the stem and the first `num_stages` stages."""
+        self._check(images.shape[-2], images.shape[-1])
+        features: Tensor = self.stem(images)
+        for stage in self.stages[:num_stages]:
+            features = stage(features)
+        return features
+
+    def _stage(self, index: int) -> CMTStage:
+        stage = self.stages[index]
+        assert isinstance(stage, CMTStage)
+        return stage
+
+    def _check(self, height: int, width: int) -> None:
+        for side in (height, width):
+            if side < STRIDE or side % STRIDE:
+                down = max(1, side // STRIDE) * STRIDE
+                raise UsageError(
+                    f"{self.name} takes images whose sides are multiples of {STRIDE} pixels, not {height} x {width}; "
+                    f"make the {side} a {down} or {down + STRIDE}"
+                )
+
+
+def _stages(size: CMTSize, image_size: int, drop_path: float) -> Iterator[CMTStage]:
+    last = sum(size.depths) - 1
+    rates = iter([drop_path * block / last for block in range(last + 1)])
+    for index, depth in enumerate(size.depths):
+        yield CMTStage(size, index, side=image_size // (4 << index), drop_path=list(islice(rates, depth)))
