@@ -129,7 +129,7 @@ def _patches(config: PretrainConfig) -> Iterator[str]:
 
 
 def _batch_norm(config: PretrainConfig) -> Iterator[str]:
-    normalised = config.head.batch_norm or config.model.name.startswith("resnet")
+    normalised = config.head.batch_norm or config.model.name.startswith(("resnet", "cmt_"))
     for knob, size in (("batch_size", config.batch_size), ("micro_batch_size", config.micro_batch_size)):
         if normalised and size == 1:
             why = "head.batch_norm=true" if config.head.batch_norm else f"model.name={config.model.name}"

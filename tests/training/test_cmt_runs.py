@@ -1,0 +1,70 @@
+"""Pretraining a CMT: no class token, batch norm inside, crops of two sizes on one table of biases."""
+
+import pytest
+import torch
+from small_runs import a_config, as_killed_after, assert_bitwise_equal, run_here, state_after
+from torch import nn
+
+from dino_ssl.config_checks import check
+from dino_ssl.errors import UsageError
+from dino_ssl.models.cmt import CMT_SIZES, CMTSize
+from dino_ssl.models.weights import load_encoder
+from dino_ssl.training.prepare import prepare
+
+KNOBS = {
+    "steps": 2,
+    "model": {"name": "cmt_odd"},
+    "crops": {"global_size": 64, "local_size": 32},
+    "log": {"every_steps": 1},
+}
+
+
+@pytest.fixture(autouse=True)
+def odd(monkeypatch):
+    """A CMT that takes no time."""
+    monkeypatch.setitem(CMT_SIZES, "cmt_odd", CMTSize(5, (3, 6, 12, 24), (1, 1, 2, 2), 3.3))
+
+
+def drop_paths(network):
+    return [block.drop_path for stage in network.backbone.stages for block in stage.blocks]
+
+
+def test_two_steps_move_every_weight_with_drop_path_on_the_student_only(tmp_path):
+    config = a_config(tmp_path, **KNOBS)
+    method = prepare(config, torch.device("cpu")).method
+    before = {name: value.clone() for name, value in method.student.named_parameters()}
+    buffers = {name: value.clone() for name, value in method.teacher.named_buffers()}
+    run = run_here(config)
+    student = dict(run.method.student.named_parameters())
+    unmoved = {name for name, value in student.items() if torch.equal(value, before[name])}
+    assert unmoved == {"head.last_layer.weight_g", "head.last_layer.weight_v"}  # frozen for the first two steps
+    means = [name for name, _ in run.method.teacher.named_buffers() if name.endswith("running_mean")]
+    teacher = dict(run.method.teacher.named_buffers())
+    assert len(means) == 3 + 4 + 6 * 3 and not any(torch.equal(teacher[name], buffers[name]) for name in means)
+    assert [type(layer) for layer in drop_paths(run.method.teacher)] == [nn.Identity] * 6
+    assert drop_paths(run.method.student)[-1].drop_prob == config.model.drop_path == 0.2
+
+
+def test_a_run_resumes_exactly_with_activation_checkpointing_and_accumulation(tmp_path):
+    knobs = {**KNOBS, "micro_batch_size": 8, "model": {**KNOBS["model"], "activation_checkpointing": True}}
+    undisturbed = a_config(tmp_path, **knobs)
+    run_here(undisturbed)
+    resumed = as_killed_after(undisturbed, {1}, tmp_path / "stopped", **knobs)
+    run_here(resumed)
+    assert_bitwise_equal(state_after(undisturbed, 2), state_after(resumed, 2))
+
+
+def test_the_encoder_of_a_run_is_its_teachers_backbone(tmp_path):
+    config = a_config(tmp_path, **KNOBS)
+    teacher = run_here(config).method.teacher.backbone.eval()
+    encoder, images = load_encoder(config.output_dir), torch.randn(2, 3, 96, 64)[:, : config.crops.channels]
+    assert encoder.name == "cmt_odd" and encoder.size == 64
+    with torch.no_grad():
+        torch.testing.assert_close(encoder.backbone(images), teacher(images), rtol=0, atol=0)
+
+
+def test_a_batch_of_one_and_crops_of_other_sizes_are_refused_before_any_work(tmp_path):
+    assert any("cmt_odd has batch norm" in line for line in check(a_config(tmp_path, **KNOBS, batch_size=1)))
+    config = a_config(tmp_path, **{**KNOBS, "crops": {"global_size": 64, "local_size": 40}})
+    with pytest.raises(UsageError, match=r"crops.local_size=40 .* multiples of 32"):
+        prepare(config, torch.device("cpu"))
