@@ -65,7 +65,6 @@ def collect(run: Path) -> Iterator[tuple[int, dict[str, float]]]:
 
     The checkpoint of one that did not fail is let go.
 
-
     Raises:
         RunError: a file cannot be read.
     """
