@@ -109,5 +109,7 @@ def _check(words: argparse.Namespace, inputs: Sequence[Input]) -> None:
             "--max-frames, --video-shows and --video-format go with videos, and there is none; "
             "write --fps to take a folder for one"
         )
+    if words.fps and not any(item.frames for item in inputs):
+        problems.append("--fps goes with folders of frames, and there is none; leave it out")
     if problems:
         raise UsageError(*problems)

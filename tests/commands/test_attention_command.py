@@ -302,6 +302,7 @@ def test_nothing_that_can_be_read_is_a_failure(draw, tmp_path, capsys):
         (["a.png", "--foreground"], "--foreground goes with --pca"),
         (["a.png", "--compare", "b.pth"], "--compare goes with --viewer"),
         (["a.png", "--max-frames", "3"], "go with videos, and there is none"),
+        (["a.png", "--fps", "3"], "--fps goes with folders of frames, and there is none"),
         (["film.gif", "--pca"], "--pca and --viewer go with images"),
         ([".", "--output-dir", "out"], "output_dir=out lies in the folder of images"),
         (["--output-dir", "out"], "the following arguments are required: PATH"),
