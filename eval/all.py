@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from dino_ssl.cli import answer
 from dino_ssl.commands import options
+from dino_ssl.commands.output_folder import output_folder
 from dino_ssl.commands.parsing import Parser
 from eval import copydays, davis, revisited_retrieval
 from eval.classification import classification
@@ -33,9 +34,10 @@ def main(arguments: Sequence[str]) -> None:
         return
     from dino_ssl.commands.compute import Compute  # noqa: PLC0415
     from dino_ssl.training.ranks import placement  # noqa: PLC0415
-    from eval.report import write_report  # noqa: PLC0415
+    from eval.report import folder_of, write_report  # noqa: PLC0415
 
     train, test = options.labelled_sources(words)
+    output_folder(folder_of(words), [Path(source.name) for source in (train, test or train)])
     compute = Compute.of(words)
     with compute.ranks():
         encoder = options.encoder_of(words)

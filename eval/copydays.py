@@ -5,7 +5,6 @@
 COPYDAYS holds original/ and strong/, perhaps jpegqual/ and crops/ (INRIA; Douze et al. 2009). Images are squeezed into
 squares of 320 pixels; features are the class token beside the generalised mean (p = 4) of the patches; each query looks
 at the 20 nearest of originals and distractors.
-
 To reach, mAP on strong with 10,000 distractors of YFCC100M and whitening on 20,000 others of it (DINO,
 arXiv:2104.14294, table 4): ViT-B/16 at 224 pixels 81.7, ViT-B/8 at 320 pixels 85.5. Without distractors the number is
 higher, and another one. Not measured with this code: the sets were not at hand.
@@ -42,6 +41,7 @@ def main(arguments: Sequence[str]) -> None:
     words = parser.read(arguments)
     if words is None:
         return
+    options.only_one_process()
     from dino_ssl.commands.compute import Compute  # noqa: PLC0415
     from dino_ssl.data.sources import open_source  # noqa: PLC0415
 

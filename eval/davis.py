@@ -37,6 +37,7 @@ def main(arguments: Sequence[str]) -> None:
     words = parser.read(arguments)
     if words is None:
         return
+    options.only_one_process()
     from dino_ssl.commands.compute import PRECISIONS, Compute  # noqa: PLC0415
 
     compute = Compute(options.device_of(words), PRECISIONS[words.precision])

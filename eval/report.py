@@ -30,20 +30,26 @@ NUM_IMAGES, NUM_NEIGHBOURS = 6, 6
 SCALE, LEAST_PLACES = 2, 8
 
 
+def folder_of(words: Namespace) -> Path:
+    """What `output_dir` says, beside a run, or report-NAME here."""
+    weights: Path = words.weights
+    is_run = (weights / "config.yaml").is_file()
+    folder: Path = words.output_dir or (weights / "eval" / "report" if is_run else Path(f"report-{weights.stem}"))
+    return folder
+
+
 def write_report(
     words: Namespace, found: Sequence[Evaluation], encoder: Encoder, sources: tuple[Source, Source], compute: Compute
 ) -> None:
     """Write results.json, results.md, report.html and the pictures.
 
     Args:
-        words: `weights`, and `output_dir`; None: beside a run, or report-NAME here.
+        words: `weights`, and `output_dir`.
         sources: what was learned from, and what was classified.
     Raises:
         RunError: the folder cannot be written.
     """
-    weights: Path = words.weights
-    beside = weights / "eval" / "report" if weights.is_dir() else Path(f"report-{weights.stem}")
-    folder: Path = words.output_dir or beside
+    folder, weights = folder_of(words), words.weights
     with naming(folder):
         folder.mkdir(parents=True, exist_ok=True)
         write(folder / "results.json", found)

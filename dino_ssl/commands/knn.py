@@ -18,6 +18,7 @@ if TYPE_CHECKING:  # torch takes seconds, for which help and mistakes should not
 
 NUM_COMPARED = 256
 """Images whose bytes are compared before two sources of one fingerprint count as the same."""
+TRIES = 5
 SUMMARY = (
     "Classify images by their nearest neighbours among labelled ones, in the features of a frozen network: cosine "
     "similarity s, votes exp(s / temperature). Without --test, the data set's own test split is classified; where it "
@@ -36,6 +37,8 @@ def run(arguments: Sequence[str]) -> None:
     words = _parser().read(arguments)
     if words is None:
         return
+    if words.tries and not words.few_shot:
+        raise UsageError("--tries is of few-shot banks; write --few-shot N, too, or leave it out")
     from dino_ssl.commands.compute import Compute  # noqa: PLC0415
     from dino_ssl.evaluation.knn_protocol import Neighbours  # noqa: PLC0415
     from dino_ssl.training.ranks import placement  # noqa: PLC0415
@@ -49,7 +52,7 @@ def run(arguments: Sequence[str]) -> None:
     settings.among(len(train) - (test is None))  # before the weights are read
     with compute.ranks():
         encoder = options.encoder_of(words)
-        found = evaluate(encoder, train, test, settings, compute, few_shot=words.few_shot, tries=words.tries)
+        found = evaluate(encoder, train, test, settings, compute, few_shot=words.few_shot, tries=words.tries or TRIES)
     if placement().rank == 0 and "note" in found.details:
         print(f"\n{found.details['note']}")
     options.say([found], words.output)
@@ -66,7 +69,7 @@ def _parser() -> Parser:
     add("--leave-one-out", action="store_true", help=alone)
     shots = "also with banks of N images of each class, drawn at random"
     add("--few-shot", type=whole(1), nargs="+", default=[], metavar="N", help=shots)
-    add("--tries", type=whole(1), default=5, metavar="N", help="of each few-shot bank (%(default)s)")
+    add("--tries", type=whole(1), metavar="N", help=f"of each few-shot bank ({TRIES})")
     options.add_compute(parser)
     return parser
 
@@ -79,7 +82,7 @@ def evaluate(
     compute: "Compute",
     *,
     few_shot: Sequence[int] = (),
-    tries: int = 5,
+    tries: int = TRIES,
 ) -> "Evaluation":
     """Measure an encoder; every rank gets the answer.
 

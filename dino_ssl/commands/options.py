@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from dino_ssl.commands.parsing import Parser, real, whole
 from dino_ssl.config import PretrainConfig
+from dino_ssl.errors import UsageError
 
 if TYPE_CHECKING:  # torch takes seconds, for which help and mistakes should not wait
     import torch
@@ -180,6 +181,19 @@ def loaded_of(words: Namespace) -> "Loaded":
         size=words.size,
         center_crop=words.center_crop,
     )
+
+
+def only_one_process() -> None:
+    """For what is not shared out: every rank would do all of it, and write the same files.
+
+    Raises:
+        UsageError: there are several.
+    """
+    from dino_ssl.training.ranks import placement  # noqa: PLC0415
+
+    here = placement()
+    if here.world_size > 1:
+        raise UsageError(f"this runs on one process, and here are {here}; start it without torchrun or srun -n")
 
 
 def device_of(words: Namespace) -> "torch.device":

@@ -46,6 +46,7 @@ def run(arguments: Sequence[str]) -> None:
     words = parser.read(arguments)
     if words is None:
         return
+    options.only_one_process()
     _check(words, parser)
     if words.data:
         _measure(words)

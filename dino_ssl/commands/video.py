@@ -43,6 +43,7 @@ def run(arguments: Sequence[str]) -> None:
     words = _parser().read(arguments)
     if words is None:
         return
+    options.only_one_process()
     _check(words)
     from dino_ssl.commands.compute import PRECISIONS, Compute  # noqa: PLC0415
     from dino_ssl.data.davis import open_davis  # noqa: PLC0415

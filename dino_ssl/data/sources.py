@@ -158,7 +158,7 @@ def labels_in(source: Source, classes: tuple[str, ...]) -> Int64[np.ndarray, " n
         UsageError: the source has no labels, or a class that is not among `classes`.
     """
     if source.labels is None:
-        raise UsageError(f"data source '{source.name}' has no labels; they come from class folders")
+        raise UsageError(f"data source '{source.name}' has no labels; they come from two class folders or more")
     if unknown := [name for name in source.classes if name not in classes]:
         known = f"the {len(classes)} classes of the bank"
         raise UsageError(f"data source '{source.name}': class '{unknown[0]}' is not among {known}")

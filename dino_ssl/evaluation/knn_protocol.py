@@ -38,7 +38,9 @@ class Neighbours:
             UsageError: `ks` asks for more.
         """
         chosen = sorted(set(self.ks or [k for k in USUAL if k <= available] or [available]))
-        if problems := [f"k={k} is more than the {available} neighbours in the bank" for k in chosen if k > available]:
+        if problems := [
+            f"k={k} is more than the {available:,} neighbours in the bank" for k in chosen if k > available
+        ]:
             raise UsageError(*(f"{problem}; write --k {min(20, available)}" for problem in problems))
         return tuple(chosen)
 

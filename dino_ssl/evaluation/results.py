@@ -94,6 +94,8 @@ def read(path: Path) -> list[Evaluation]:
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(content, dict) and "schema" not in content:
+            raise UsageError(f"{path} has no schema: another program or an earlier version wrote it; measure again")
         if content["schema"] != SCHEMA:
             raise UsageError(f"{path} has schema {content['schema']}; this version reads schema {SCHEMA}")
         return [_evaluation(entry) for entry in content["evaluations"]]

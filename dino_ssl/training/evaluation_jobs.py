@@ -83,10 +83,10 @@ def collect(run: Path) -> Iterator[tuple[int, dict[str, float]]]:
 
 def collect_afterwards(run: Path) -> int:
     """Write what a run that is over has not taken in itself into its journal; the number of checkpoints."""
-    last = read_metrics(run)[-1]
-    found = list(collect(run))
+    lines = read_metrics(run)
+    found = list(collect(run)) if lines else []
     for step, numbers in found:
-        append_metrics(run, step=last["step"], epoch=last["epoch"], values={EVALUATED_STEP: step, **numbers})
+        append_metrics(run, step=lines[-1]["step"], epoch=lines[-1]["epoch"], values={EVALUATED_STEP: step, **numbers})
     return len(found)
 
 
@@ -97,10 +97,7 @@ def _folder(run: Path, step: int) -> Path:
 def _script(config: PretrainConfig, folder: Path) -> str:
     """Every evaluation, whether or not the one before failed, then the end; runs again what a kill left undone."""
     quoted = shlex.quote
-    commands = [
-        f"evaluate {method} {shlex.join(_arguments(config, folder))} --output {quoted(str(folder / method))}.json"
-        for method in config.evaluate.methods
-    ]
+    commands = [f"evaluate {shlex.join(_arguments(config, folder, method))}" for method in config.evaluate.methods]
     return "\n".join(
         [
             "#!/bin/bash",
@@ -119,12 +116,14 @@ def _script(config: PretrainConfig, folder: Path) -> str:
     )
 
 
-def _arguments(config: PretrainConfig, folder: Path) -> Iterator[str]:
+def _arguments(config: PretrainConfig, folder: Path, method: str) -> Iterator[str]:
     knn = config.knn
-    yield from ("--weights", str(folder / CHECKPOINT), "--train", knn.train or config.data)
+    yield from (method, "--weights", str(folder / CHECKPOINT), "--train", knn.train or config.data)
     yield from ("--test", knn.test) if knn.test else ()
+    # The same number of neighbours as while training, so that both numbers mean the same.
+    yield from ("--k", str(knn.k), "--temperature", str(knn.temperature)) if method == "knn" else ()
     yield from ("--data-root", str(config.data_root.absolute()), "--device", config.device)
-    yield from ("--cache", str(folder / FEATURES))
+    yield from ("--cache", str(folder / FEATURES), "--output", str(folder / f"{method}.json"))
 
 
 def _start(command: Sequence[str]) -> tuple[str, str]:

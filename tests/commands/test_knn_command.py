@@ -124,3 +124,8 @@ def test_a_cache_that_cannot_be_written_is_named(weights, images, tmp_path):
 def test_an_output_that_cannot_be_written_is_an_error_before_anything_is_read(images, tmp_path, output, said):
     with pytest.raises(UsageError, match=f"--output: .*{said}"):
         knn.run(["--weights", "missing.pth", "--train", str(images), "--output", str(tmp_path / output)])
+
+
+def test_tries_without_few_shot_banks_are_refused():
+    with pytest.raises(UsageError, match="--tries is of few-shot banks; write --few-shot N"):
+        knn.run(["--weights", "x.pth", "--train", "digits", "--tries", "3"])

@@ -90,3 +90,11 @@ def test_mistakes_end_with_what_to_write_instead(place, capsys, words, said):
     assert retrieve(place, *words) == 2
     errors = capsys.readouterr().err
     assert all(text in errors for text in said)
+
+
+def test_several_processes_are_refused(monkeypatch, capsys):
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    assert main(["retrieve", "--weights", "x.pth", "--queries", "digits", "--gallery", "digits"]) == 2
+    assert "this runs on one process" in capsys.readouterr().err

@@ -63,12 +63,18 @@ def test_a_file_of_another_kind_is_named(tmp_path, entries, reason):
     assert str(path) in str(caught.value)
 
 
-@pytest.mark.parametrize("text", [b"", b"[]", b"{}", b"\xff\xfe", b'{"schema": 1}', b"3"])
+@pytest.mark.parametrize("text", [b"", b"[]", b"\xff\xfe", b'{"schema": 1}', b"3"])
 def test_what_is_no_results_file_is_named(tmp_path, text):
     path = tmp_path / "results.json"
     path.write_bytes(text)
     with pytest.raises(UsageError, match=r"results\.json is no results file"):
         results.read(path)
+
+
+def test_a_file_from_before_the_schema_is_to_be_made_again(tmp_path):
+    (tmp_path / "results.json").write_text('{"protocol": {}, "results": []}')
+    with pytest.raises(UsageError, match=r"results\.json has no schema: .*; measure again"):
+        results.read(tmp_path / "results.json")
 
 
 def test_a_missing_file_is_named(tmp_path):
