@@ -136,6 +136,7 @@ def test_attention_of_each_block_is_the_softmax_that_plain_attention_computes(bl
         ("vit_micro", {"patch_size": 4}),
         ("resnet18", {}),
         ("resnet50", {"small_stem": True}),
+        ("cmt_tiny", {}),
         ("timm/vit_tiny_patch16_224", {}),
         ("timm/convnext_atto", {}),
         ("timm/efficientnet_lite0", {}),
