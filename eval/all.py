@@ -3,7 +3,7 @@
     python -m eval.all RUN_OR_FILE --data SOURCE [--test SOURCE] [--davis DAVIS] [--revisited ROOT] [--copydays ROOT]
 
 k-NN and a grid of linear probes, logistic regression where the training set is small, attention on a few test images,
-and the protocols of other data sets where these are given. With CIFAR-10 and a small ResNet a few minutes on two cores.
+and the protocols of other data sets where these are given. With CIFAR-10 and a small ResNet: a minute on two cores.
 """
 
 import sys

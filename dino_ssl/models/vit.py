@@ -36,8 +36,8 @@ def interpolate_positions(
 
     Args:
         antialias: the rule of timm and of DINOv2 with registers: PyTorch gets the size itself, and filters.
-    Source: facebookresearch/dino, `interpolate_pos_encoding` (DINOv2 without registers does the same);
-    facebookresearch/dinov2, `hub/backbones.py`; timm, `resample_abs_pos_embed`.
+    Source: facebookresearch/dino, `interpolate_pos_encoding` (DINOv2 without registers does the same); timm,
+    `resample_abs_pos_embed`.
     """
     side = round(positions.shape[1] ** 0.5)
     if (height, width) == (side, side):
