@@ -115,7 +115,8 @@ def _last_line(folder: Path, metric: str, step: int) -> dict[str, Any] | None:
     path = folder / "metrics.jsonl"
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     for text in reversed(lines):
-        if metric in text and (line := json.loads(text))["step"] <= step and line[metric] is not None:
+        # A longer name may hold this one: eval/knn_top1@20 is what a job found of an earlier checkpoint.
+        if metric in text and (line := json.loads(text))["step"] <= step and line.get(metric) is not None:
             return cast(dict[str, Any], line)
     return None
 

@@ -32,16 +32,15 @@ class Parser(argparse.ArgumentParser):
         if {"-h", "--help"} & set(arguments):
             print(self.format_help(), end="")
             return None
-        words, unknown = self.parse_known_args(arguments)
-        if problems := self._problems_of(unknown):
-            raise UsageError(*problems)
-        return words
-
-    def _problems_of(self, unknown: Sequence[str]) -> list[str]:
+        # Before argparse, which of a misspelt flag would only say that the right one is missing.
+        flags = [word.partition("=")[0] for word in arguments if word.startswith("--")]
         known = [flag for action in self._actions for flag in action.option_strings]
-        flags = [word.partition("=")[0] for word in unknown if word.startswith("-")]
-        problems = [f"unknown flag {flag}{did_you_mean(nearest(flag, known))}" for flag in flags]
-        return problems or [f"'{word}' is one argument too many" for word in unknown]
+        if strange := [flag for flag in flags if flag not in known]:
+            raise UsageError(*(f"unknown flag {flag}{did_you_mean(nearest(flag, known))}" for flag in strange))
+        words, surplus = self.parse_known_args(arguments)
+        if surplus:
+            raise UsageError(*(f"'{word}' is one argument too many" for word in surplus))
+        return words
 
 
 def whole(least: int, most: int | None = None) -> Callable[[str], int]:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from argparse import Namespace
 
 import numpy as np
@@ -136,3 +137,17 @@ def test_export_of_a_run_for_timm_keeps_its_transform(run, capsys, tmp_path):
 def test_mistakes_in_the_words_are_usage_errors(words, message, capsys):
     assert main(words) == 2
     assert message in capsys.readouterr().err
+
+
+def test_inspect_is_not_misled_by_what_jobs_found_of_earlier_steps(run, tmp_path, capsys):
+    copy = tmp_path / "run"
+    shutil.copytree(run.folder, copy)
+    with (copy / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"step": 1, "epoch": 1, "eval/of_step": 1, "eval/knn_top1@20": 0.5}) + "\n")
+    code, _, rows = shown_by_inspect(capsys, copy)
+    assert code == 0 and not any(name.startswith("k-NN") for name in rows)
+
+
+def test_a_misspelt_flag_is_named_though_the_right_one_is_missing(capsys):
+    assert main(["knn", "--wieghts", "x.pth", "--train", "digits"]) == 2
+    assert "error: unknown flag --wieghts; did you mean '--weights'?" in capsys.readouterr().err
