@@ -40,6 +40,8 @@ class Backbone(Protocol):
     """Blocks whose features `last_blocks` gives; 1 where only the last feature map is to be had."""
     patch_size: int
     """Side, in pixels of the image, of one place of the grid that `patch_features` gives."""
+    stage_dims: tuple[int, ...]
+    """Channels of each map that `stage_features` gives; empty where the network has no stages to give."""
 
     def __call__(self, images: Float[Tensor, "b c x y"]) -> Float[Tensor, "b d"]: ...
 
@@ -48,6 +50,17 @@ class Backbone(Protocol):
 
     def last_blocks(self, images: Float[Tensor, "b c x y"], n: int) -> list[BlockFeatures]:
         """Features of the last n blocks, earliest first, each after the final norm; UsageError where n > num_blocks."""
+
+    def stage_features(self, images: Float[Tensor, "b c x y"]) -> list[Float[Tensor, "b _d _h _w"]]:
+        """What each stage hands on, finest first, before any final norm; UsageError without stages.
+
+        Networks whose blocks all have one grid (ViT) give four blocks that are spaced evenly, see `stage_blocks`.
+        """
+
+    def pooled_and_stages(
+        self, images: Float[Tensor, "b c x y"]
+    ) -> tuple[Float[Tensor, "b d"], list[Float[Tensor, "b _d _h _w"]]]:
+        """What calling it gives, and `stage_features`, from one pass."""
 
     def attention(self, images: Float[Tensor, "b c x y"], block: int = -1) -> AttentionMap:
         """Attention of a block; NoAttention if the architecture has none to show."""

@@ -11,15 +11,15 @@ from itertools import islice
 
 import torch
 from jaxtyping import Float
-from timm.layers import DropPath, LayerNorm2d
+from timm.layers import LayerNorm2d
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.nn.init import kaiming_normal_, trunc_normal_
 from torch.utils.checkpoint import checkpoint
 
 from dino_ssl.errors import UsageError
 from dino_ssl.models.attention_map import AttentionMap
 from dino_ssl.models.block_features import BlockFeatures
+from dino_ssl.models.cmt_blocks import CMTBlock, stem
 from dino_ssl.models.position_bias import PositionBias
 
 STRIDE = 32
@@ -51,93 +51,6 @@ CMT_SIZES = {
     "cmt_small": CMTSize(32, (64, 128, 256, 512), (3, 3, 16, 3), 4.0),
     "cmt_base": CMTSize(38, (76, 152, 304, 608), (4, 4, 20, 4), 4.0),
 }
-
-
-def stem(in_chans: int, dim: int) -> nn.Sequential:
-    """Three convolutions, the first of stride 2, each followed by GELU and then BN."""
-    layers: list[nn.Module] = []
-    for channels, stride in ((in_chans, 2), (dim, 1), (dim, 1)):
-        layers += [nn.Conv2d(channels, dim, 3, stride=stride, padding=1), nn.GELU(), nn.BatchNorm2d(dim)]
-    return nn.Sequential(*layers)
-
-
-class ReducedAttention(nn.Module):
-    """Attention of every place to the squares of a coarser grid.
-
-    Args:
-        reduction: side of a square; 1: keys and values are the places themselves.
-    """
-
-    def __init__(self, dim: int, num_heads: int, reduction: int) -> None:
-        super().__init__()
-        self.num_heads = num_heads
-        self.query, self.key, self.value, self.proj = (nn.Linear(dim, dim) for _ in range(4))
-        self.reduce: nn.Module = nn.Identity()
-        if reduction > 1:
-            merge = nn.Conv2d(dim, dim, reduction, stride=reduction, groups=dim)
-            self.reduce = nn.Sequential(merge, nn.BatchNorm2d(dim))
-
-    def forward(
-        self, features: Float[Tensor, "b d h w"], bias: Float[Tensor, "heads queries keys"]
-    ) -> Float[Tensor, "b d h w"]:
-        coarse = self.reduce(features)
-        query, key = self._split(self.query, features), self._split(self.key, coarse)
-        value = self._split(self.value, coarse)
-        attended = F.scaled_dot_product_attention(query, key, value, bias[None].to(query.dtype))
-        merged: Tensor = self.proj(attended.transpose(1, 2).flatten(2))
-        output: Tensor = merged.mT.unflatten(2, features.shape[2:])
-        return output
-
-    def map(self, features: Float[Tensor, "b d h w"], bias: Float[Tensor, "heads queries keys"]) -> AttentionMap:
-        """What `forward` weighs the values by, as its factors."""
-        coarse = self.reduce(features)
-        query, key = self._split(self.query, features), self._split(self.key, coarse)
-        grid = (coarse.shape[2], coarse.shape[3])
-        return AttentionMap(query * query.shape[-1] ** -0.5, key, grid, 0, bias=bias, has_class_token=False)
-
-    def _split(self, linear: nn.Module, features: Float[Tensor, "b d h w"]) -> Float[Tensor, "b heads hw e"]:
-        split: Tensor = linear(features.flatten(2).mT).unflatten(2, (self.num_heads, -1)).transpose(1, 2)
-        return split
-
-
-class InvertedResidual(nn.Module):
-    """Feed-forward that widens, looks at the neighbours around a shortcut, and narrows; BN comes after GELU."""
-
-    def __init__(self, dim: int, hidden_dim: int) -> None:
-        super().__init__()
-        self.widen = nn.Sequential(nn.Conv2d(dim, hidden_dim, 1), nn.GELU(), nn.BatchNorm2d(hidden_dim))
-        self.depthwise = nn.Conv2d(hidden_dim, hidden_dim, 3, padding=1, groups=hidden_dim)
-        self.activate = nn.Sequential(nn.GELU(), nn.BatchNorm2d(hidden_dim))
-        self.narrow = nn.Sequential(nn.Conv2d(hidden_dim, dim, 1), nn.BatchNorm2d(dim))
-
-    def forward(self, features: Float[Tensor, "b d h w"]) -> Float[Tensor, "b d h w"]:
-        wide = self.widen(features)
-        narrowed: Tensor = self.narrow(self.activate(wide + self.depthwise(wide)))
-        return narrowed
-
-
-class CMTBlock(nn.Module):
-    """Local perception unit, attention and feed-forward, each around a shortcut."""
-
-    def __init__(self, dim: int, num_heads: int, reduction: int, hidden_dim: int, drop_path: float) -> None:
-        super().__init__()
-        self.local = nn.Conv2d(dim, dim, 3, padding=1, groups=dim)
-        self.norm1, self.norm2 = LayerNorm2d(dim, eps=1e-6), LayerNorm2d(dim, eps=1e-6)
-        self.attn = ReducedAttention(dim, num_heads, reduction)
-        self.mlp = InvertedResidual(dim, hidden_dim)
-        self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
-
-    def forward(
-        self, features: Float[Tensor, "b d h w"], bias: Float[Tensor, "heads queries keys"]
-    ) -> Float[Tensor, "b d h w"]:
-        features = features + self.local(features)
-        features = features + self.drop_path(self.attn(self.norm1(features), bias))
-        widened: Tensor = self.drop_path(self.mlp(self.norm2(features)))
-        return features + widened
-
-    def attention(self, features: Float[Tensor, "b d h w"], bias: Float[Tensor, "heads queries keys"]) -> AttentionMap:
-        """What `attn` attends to, recomputed because fused attention never stores it."""
-        return self.attn.map(self.norm1(features + self.local(features)), bias)
 
 
 class CMTStage(nn.Module):
@@ -194,6 +107,7 @@ class CMT(nn.Module):
         self._check(image_size, image_size)
         size = CMT_SIZES[name]
         self.embed_dim, self.num_blocks, self.patch_size = size.dims[-1], size.depths[-1], STRIDE
+        self.stage_dims = size.dims
         self.stem = stem(in_chans, size.stem_dim)
         self.stages = nn.ModuleList(_stages(size, image_size, drop_path))
         self.norm = LayerNorm2d(self.embed_dim, eps=1e-6)
@@ -231,6 +145,22 @@ class CMT(nn.Module):
             patches = self.norm(features)
             found.append(BlockFeatures(patches.mean((2, 3)), patches))
         return found
+
+    def stage_features(self, images: Float[Tensor, "b c x y"]) -> list[Float[Tensor, "b _d _h _w"]]:
+        """The four stages, at strides of 4, 8, 16 and 32 pixels, without the norm."""
+        self._check(images.shape[-2], images.shape[-1])
+        features, found = self.stem(images), []
+        for stage in self.stages:
+            features = stage(features)
+            found.append(features)
+        return found
+
+    def pooled_and_stages(
+        self, images: Float[Tensor, "b c x y"]
+    ) -> tuple[Float[Tensor, "b d"], list[Float[Tensor, "b _d _h _w"]]]:
+        """The mean of the last stage after the norm, and `stage_features`."""
+        stages = self.stage_features(images)
+        return self.norm(stages[-1]).mean((2, 3)), stages
 
     def attention(self, images: Float[Tensor, "b c x y"], block: int = -1) -> AttentionMap:
         """What a block attends to; the grid of the keys is that of `patch_features` in every stage.

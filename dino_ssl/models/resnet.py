@@ -33,6 +33,7 @@ class ResNet(TimmResNet):  # type: ignore[misc]
         self.name = name
         self.embed_dim: int = self.num_features
         self.num_blocks = 1
+        self.stage_dims = tuple(stage["num_chs"] for stage in self.feature_info[1:])
         self.patch_size = 8 if small_stem else 32
         if small_stem:
             self.conv1 = nn.Conv2d(in_chans, 64, 3, stride=1, padding=1, bias=False)
@@ -46,6 +47,17 @@ class ResNet(TimmResNet):  # type: ignore[misc]
     def last_blocks(self, images: Float[Tensor, "b c x y"], n: int) -> list[BlockFeatures]:
         """The last stage, averaged and as it is."""
         return only_block(self.name, n, self.patch_features(images))
+
+    def stage_features(self, images: Float[Tensor, "b c x y"]) -> list[Float[Tensor, "b _d _h _w"]]:
+        """The four stages, each after its last ReLU."""
+        return self.pooled_and_stages(images)[1]
+
+    def pooled_and_stages(
+        self, images: Float[Tensor, "b c x y"]
+    ) -> tuple[Float[Tensor, "b d"], list[Float[Tensor, "b _d _h _w"]]]:
+        """The average-pooled last stage, and `stage_features`."""
+        last, stages = self.forward_intermediates(images, indices=[1, 2, 3, 4])
+        return self.forward_head(last), stages
 
     def attention(self, images: Float[Tensor, "b c x y"], block: int = -1) -> AttentionMap:
         raise NoAttention(f"{self.name} has no attention to show; ViTs have")

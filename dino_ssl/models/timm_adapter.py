@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from dino_ssl.errors import UsageError
 from dino_ssl.models.attention_map import AttentionMap, NoAttention
 from dino_ssl.models.block_features import BlockFeatures, only_block
+from dino_ssl.models.stage_choice import NUM_STAGES, stage_blocks
 
 
 class TimmBackbone(nn.Module):
@@ -94,6 +95,31 @@ class TimmBackbone(nn.Module):
         if not self.model.num_prefix_tokens:
             return [BlockFeatures(patches.mean((2, 3)), patches) for patches in found]
         return [BlockFeatures(prefix[:, 0], patches) for patches, prefix in found]
+
+    @property
+    def stage_dims(self) -> tuple[int, ...]:
+        """Channels of the maps of `stage_features`; empty where timm has no way to them."""
+        return tuple(self.model.feature_info[stage]["num_chs"] for stage in self._stages())
+
+    def _stages(self) -> list[int]:
+        """Which of timm's levels they are: the last four; where all have one grid, four that are spaced evenly."""
+        if not hasattr(self.model, "forward_intermediates"):
+            return []
+        strides = [level["reduction"] for level in self.model.feature_info]
+        return stage_blocks(len(strides)) if len(set(strides)) == 1 else list(range(len(strides)))[-NUM_STAGES:]
+
+    def stage_features(self, images: Float[Tensor, "b c x y"]) -> list[Float[Tensor, "b _d _h _w"]]:
+        """The last four levels of timm's feature pyramid, or four blocks of a network that has none."""
+        return self.pooled_and_stages(images)[1]
+
+    def pooled_and_stages(
+        self, images: Float[Tensor, "b c x y"]
+    ) -> tuple[Float[Tensor, "b d"], list[Float[Tensor, "b _d _h _w"]]]:
+        """What calling it gives, and `stage_features`."""
+        if not (stages := self._stages()):
+            raise UsageError(f"timm/{self.name} does not give the features of its stages; vit_small and resnet50 do")
+        last, maps = self.model.forward_intermediates(images, indices=stages)
+        return self.model.forward_head(last), maps
 
     def attention(self, images: Float[Tensor, "b c x y"], block: int = -1) -> AttentionMap:
         """What a block of a plain ViT attends to, recomputed because fused attention never stores it."""

@@ -10,7 +10,8 @@ from dino_ssl.errors import UsageError
 from dino_ssl.models.encoder import Encoder
 from dino_ssl.models.resnet import ResNet
 from dino_ssl.models.timm_adapter import TimmBackbone
-from dino_ssl.models.vit import TransformerBlock, VisionTransformer
+from dino_ssl.models.vit import VisionTransformer
+from dino_ssl.models.vit_block import TransformerBlock
 from dino_ssl.models.weight_keys import Tensors
 
 WIDTHS = {192: "tiny", 384: "small", 768: "base", 1024: "large"}

@@ -9,7 +9,8 @@ from torch.nn import functional as F
 
 from dino_ssl.errors import UsageError
 from dino_ssl.models.backbone import build_backbone, check_crop_sizes
-from dino_ssl.models.vit import TransformerBlock, interpolate_positions
+from dino_ssl.models.vit import interpolate_positions
+from dino_ssl.models.vit_block import TransformerBlock
 
 SMALL = {
     "vit_micro": {"patch_size": 8},

@@ -11,7 +11,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dino_ssl.errors import UsageError
 from dino_ssl.models.backbone import Backbone, build_backbone, check_crop_sizes
-from dino_ssl.models.cmt import CMT, CMT_SIZES, CMTBlock, CMTSize, InvertedResidual, ReducedAttention, stem
+from dino_ssl.models.cmt import CMT, CMT_SIZES, CMTSize
+from dino_ssl.models.cmt_blocks import CMTBlock, InvertedResidual, ReducedAttention, stem
 
 # Parameters and 10^9 multiplications of the released code at the size each was trained for, classifier included.
 MEASURED = [

@@ -7,7 +7,7 @@ import onnxruntime
 import pytest
 import torch
 
-from dino_ssl.models import vit
+from dino_ssl.models import vit, vit_block
 from dino_ssl.models.backbone import build_backbone
 from dino_ssl.models.encoder import Encoder
 from dino_ssl.models.export import export
@@ -16,7 +16,7 @@ from dino_ssl.models.resnet import ResNet
 # torch.export traces the forward functions, whose executed annotations it cannot.
 TRACED = {
     vit.VisionTransformer: ["forward", "_encode", "_run", "_tokens", "grid"],
-    vit.TransformerBlock: ["forward", "_class_attention", "branch_scales"],
+    vit_block.TransformerBlock: ["forward", "_class_attention", "branch_scales"],
     ResNet: ["patch_features"],
 }
 
