@@ -57,14 +57,14 @@ class Model:
     """The backbone."""
 
     name: str = "vit_small"
-    """vit_micro, _tiny, _small, _base, _large, _huge, _giant, cmt_tiny, _xs, _small, _base, resnet18,
-    resnet50, timm/NAME."""
+    """vit_micro, _tiny, _small, _base, _large, _huge, _giant, cmt_micro, _tiny, _xs, _small, _base,
+    resnet18, resnet50, timm/NAME."""
     patch_size: int = 16
     """Side of a patch, pixels (ViT only)."""
     drop_path: float = 0.1
     """Stochastic depth of the student, rising linearly to this rate at the last block."""
     small_stem: bool = False
-    """3x3 stem without pooling, for images of about 32 pixels (ResNet only; He et al. 2016, CIFAR)."""
+    """3x3 stem that keeps every pixel, for images of about 32 (CMT; ResNet: He et al. 2016, CIFAR)."""
     activation_checkpointing: bool = False
     """Recompute blocks in the backward pass: about a third more time, far less memory."""
     compile: bool = False

@@ -84,12 +84,13 @@ def build_backbone(
         name: a key of `VIT_SIZES` or of `CMT_SIZES`, resnet18, resnet50, or timm/NAME.
         image_size: the main input size, pixels.
         patch_size: ViT only; divides `image_size`.
-        small_stem: ResNet only.
+        small_stem: CMT and ResNet only.
     Raises:
         UsageError: the name is unknown, or an option does not apply to it.
     """
-    if small_stem and name not in LAYOUTS:
-        raise UsageError(f"model.small_stem applies to {', '.join(LAYOUTS)} only, not to model.name={name}")
+    if small_stem and name not in (*CMT_SIZES, *LAYOUTS):
+        known = ", ".join([*CMT_SIZES, *LAYOUTS])
+        raise UsageError(f"model.small_stem applies to {known} only, not to model.name={name}")
     if name in VIT_SIZES:
         dim, depth, heads = VIT_SIZES[name]
         return VisionTransformer(
@@ -97,7 +98,7 @@ def build_backbone(
             drop_path=drop_path, in_chans=in_chans,
         )  # fmt: skip
     if name in CMT_SIZES:
-        return CMT(name, image_size=image_size, drop_path=drop_path, in_chans=in_chans)
+        return CMT(name, image_size=image_size, drop_path=drop_path, small_stem=small_stem, in_chans=in_chans)
     if name in LAYOUTS:
         return ResNet(name, drop_path=drop_path, small_stem=small_stem, in_chans=in_chans)
     if name.startswith("timm/"):

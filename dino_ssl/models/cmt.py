@@ -22,8 +22,8 @@ from dino_ssl.models.block_features import BlockFeatures
 from dino_ssl.models.cmt_blocks import CMTBlock, stem
 from dino_ssl.models.position_bias import PositionBias
 
-STRIDE = 32
-"""Pixels of the image for one place of the last grid, and of the keys of every stage."""
+NUM_HALVINGS = 4
+"""Of the grid, one before each stage; the stem halves it once more."""
 HEADS = (1, 2, 4, 8)
 REDUCTIONS = (8, 4, 2, 1)
 """Side, in places, of the squares that each stage merges into one key."""
@@ -44,8 +44,9 @@ class CMTSize:
     mlp_ratio: float
 
 
-# Trained by the authors at 160, 192, 224 and 256 pixels.
+# Trained by the authors at 160, 192, 224 and 256 pixels; micro is ours, for CPUs.
 CMT_SIZES = {
+    "cmt_micro": CMTSize(16, (24, 48, 96, 192), (1, 1, 2, 1), 3.0),
     "cmt_tiny": CMTSize(16, (46, 92, 184, 368), (2, 2, 10, 2), 3.6),
     "cmt_xs": CMTSize(16, (52, 104, 208, 416), (3, 3, 12, 3), 3.77),
     "cmt_small": CMTSize(32, (64, 128, 256, 512), (3, 3, 16, 3), 4.0),
@@ -96,20 +97,26 @@ class CMT(nn.Module):
         name: a key of `CMT_SIZES`.
         image_size: side for which the position biases are made, pixels; other sizes resample them.
         drop_path: stochastic depth of the last block; the others rise linearly to it.
+        small_stem: the stem keeps every place, for images of about 32 pixels: all grids have twice the sides, and 16
+            takes the place of 32, `patch_size`, in what is said here.
     Raises:
         UsageError: `image_size` is no multiple of 32.
     """
 
-    def __init__(self, name: str, *, image_size: int, drop_path: float = 0.0, in_chans: int = 3) -> None:
+    def __init__(
+        self, name: str, *, image_size: int, drop_path: float = 0.0, small_stem: bool = False, in_chans: int = 3
+    ) -> None:
         super().__init__()
         self.name = name
         self.image_size = image_size
+        stride = 1 if small_stem else 2
+        self.patch_size = stride << NUM_HALVINGS
         self._check(image_size, image_size)
         size = CMT_SIZES[name]
-        self.embed_dim, self.num_blocks, self.patch_size = size.dims[-1], size.depths[-1], STRIDE
+        self.embed_dim, self.num_blocks = size.dims[-1], size.depths[-1]
         self.stage_dims = size.dims
-        self.stem = stem(in_chans, size.stem_dim)
-        self.stages = nn.ModuleList(_stages(size, image_size, drop_path))
+        self.stem = stem(in_chans, size.stem_dim, stride)
+        self.stages = nn.ModuleList(_stages(size, image_size // stride, drop_path))
         self.norm = LayerNorm2d(self.embed_dim, eps=1e-6)
         self._init_weights()
 
@@ -129,7 +136,7 @@ class CMT(nn.Module):
         return self.patch_features(images).mean((2, 3))
 
     def patch_features(self, images: Float[Tensor, "b c x y"]) -> Float[Tensor, "b d h w"]:
-        """The last stage after the norm, a place for every 32 x 32 pixels."""
+        """The last stage after the norm, a place for every square of `patch_size` pixels."""
         features: Tensor = self.norm(self._before(images, len(self.stages)))
         return features
 
@@ -205,16 +212,17 @@ class CMT(nn.Module):
 
     def _check(self, height: int, width: int) -> None:
         for side in (height, width):
-            if side < STRIDE or side % STRIDE:
-                down = max(1, side // STRIDE) * STRIDE
+            if side < self.patch_size or side % self.patch_size:
+                down = max(1, side // self.patch_size) * self.patch_size
                 raise UsageError(
-                    f"{self.name} takes images whose sides are multiples of {STRIDE} pixels, not {height} x {width}; "
-                    f"make the {side} a {down} or {down + STRIDE}"
+                    f"{self.name} takes images whose sides are multiples of {self.patch_size} pixels, not {height} x "
+                    f"{width}; make the {side} a {down} or {down + self.patch_size}"
                 )
 
 
-def _stages(size: CMTSize, image_size: int, drop_path: float) -> Iterator[CMTStage]:
+def _stages(size: CMTSize, side: int, drop_path: float) -> Iterator[CMTStage]:
+    """`side` is that of the stem's grid."""
     last = sum(size.depths) - 1
     rates = iter([drop_path * block / last for block in range(last + 1)])
     for index, depth in enumerate(size.depths):
-        yield CMTStage(size, index, side=image_size // (4 << index), drop_path=list(islice(rates, depth)))
+        yield CMTStage(size, index, side=side >> (index + 1), drop_path=list(islice(rates, depth)))

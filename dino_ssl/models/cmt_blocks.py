@@ -11,10 +11,10 @@ from torch.nn import functional as F
 from dino_ssl.models.attention_map import AttentionMap
 
 
-def stem(in_chans: int, dim: int) -> nn.Sequential:
-    """Three convolutions, the first of stride 2, each followed by GELU and then BN."""
+def stem(in_chans: int, dim: int, first_stride: int = 2) -> nn.Sequential:
+    """Three convolutions, each followed by GELU and then BN."""
     layers: list[nn.Module] = []
-    for channels, stride in ((in_chans, 2), (dim, 1), (dim, 1)):
+    for channels, stride in ((in_chans, first_stride), (dim, 1), (dim, 1)):
         layers += [nn.Conv2d(channels, dim, 3, stride=stride, padding=1), nn.GELU(), nn.BatchNorm2d(dim)]
     return nn.Sequential(*layers)
 

@@ -278,6 +278,35 @@ def test_sizes_that_are_no_multiple_of_32_are_refused_by_name(odd):
         check_crop_sizes(cmt, {"crops.global_size": 64, "crops.local_size": 98})
 
 
+def test_a_cmt_with_the_small_stem_is_the_same_on_grids_of_twice_the_sides(odd):
+    """As if each pixel were four: every convolution after the first sees the grids that a 64-pixel image gives."""
+    cmt, images = settled(build_backbone(odd, image_size=32, small_stem=True)), normal(2, 3, 32, 48)
+    ordinary = build_backbone(odd, image_size=64).double().eval()
+    ordinary.load_state_dict(cmt.state_dict())
+    ordinary.stem = cmt.stem
+    assert cmt.stem(images).shape[2:] == (32, 48) and cmt.patch_size == 16
+    grids = [(16, 24), (8, 12), (4, 6), (2, 3)]
+    features = cmt.stem(images)
+    for stage, grid in zip(cmt.stages, grids, strict=True):
+        features = stage(features)
+        assert features.shape[2:] == grid
+    torch.testing.assert_close(cmt.patch_features(images), cmt.norm(features))
+    assert [cmt.attention(images, block).grid for block in (-7, -5, -4, -2, 1)] == [(2, 3)] * 5
+    assert cmt(images[..., :16]).shape == cmt(images[..., :16, :16]).shape == (2, 24)
+    ordinary.patch_size = 16
+    torch.testing.assert_close(ordinary(images), cmt(images))
+
+
+def test_the_small_stem_takes_multiples_of_16(odd):
+    with pytest.raises(
+        UsageError, match=r"cmt_odd takes .* multiples of 16 pixels, not 40 x 40; make the 40 a 32 or 48"
+    ):
+        build_backbone(odd, image_size=40, small_stem=True)
+    cmt = build_backbone(odd, image_size=32, small_stem=True)
+    with pytest.raises(UsageError, match=r"crops.local_size=12 does not go through .* 16 or 32"):
+        check_crop_sizes(cmt, {"crops.global_size": 32, "crops.local_size": 12})
+
+
 def test_drop_path_rises_linearly_from_nothing():
     cmt = build_backbone("cmt_tiny", image_size=32, drop_path=0.15)
     blocks = [block for stage in cmt.stages for block in stage.blocks]

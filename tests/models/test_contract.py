@@ -137,6 +137,7 @@ def test_attention_of_each_block_is_the_softmax_that_plain_attention_computes(bl
         ("resnet18", {}),
         ("resnet50", {"small_stem": True}),
         ("cmt_tiny", {}),
+        ("cmt_micro", {"small_stem": True}),
         ("timm/vit_tiny_patch16_224", {}),
         ("timm/convnext_atto", {}),
         ("timm/efficientnet_lite0", {}),
