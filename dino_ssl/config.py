@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+BiasKind = Literal["free", "relative"]
 Compat = Literal["none", "dino"]
 Device = Literal["auto", "cpu", "cuda"]
 OptimizerName = Literal["adamw", "sgd", "lars"]
@@ -63,6 +64,9 @@ class Model:
     """Side of a patch, pixels (ViT only)."""
     drop_path: float = 0.1
     """Stochastic depth of the student, rising linearly to this rate at the last block."""
+    position_bias: BiasKind = "free"
+    """What attention learns of places (CMT only). free: a number for each query and key, as released;
+    relative: one for each way between them, for training from scratch (no weight decay)."""
     small_stem: bool = False
     """3x3 stem that keeps every pixel, for images of about 32 (CMT; ResNet: He et al. 2016, CIFAR)."""
     activation_checkpointing: bool = False

@@ -18,6 +18,7 @@ from dino_ssl.data.decoding import BrokenImage
 from dino_ssl.durable import naming
 from dino_ssl.errors import RunError
 from dino_ssl.evaluation.attention_index import Entry, write_index
+from dino_ssl.evaluation.queries import num_shown_blocks
 
 SHOWN = 10
 """Lines about skipped inputs that are printed; the page has all."""
@@ -71,7 +72,7 @@ def _wish(words: Namespace, folder: Path, reader: Reader) -> Wish:
     heads = words.head or [None]
     return Wish(
         folder=folder,
-        blocks=chosen_blocks(words.block or [-1], reader.encoder.backbone.num_blocks),
+        blocks=chosen_blocks(words.block or [-1], num_shown_blocks(reader.encoder.backbone)),
         heads=None if None in heads else heads,
         query=words.query,
         threshold=words.threshold,

@@ -17,7 +17,7 @@ from dino_ssl.evaluation import heat
 from dino_ssl.evaluation.attention_index import Entry
 from dino_ssl.evaluation.attention_sheet import Look, heads_sheet, layers_sheet
 from dino_ssl.evaluation.masks import mass_mask
-from dino_ssl.evaluation.queries import attention_from, default_query
+from dino_ssl.evaluation.queries import attention_from, default_query, num_shown_blocks
 from dino_ssl.evaluation.query import Query
 
 SHARPNESS = 4
@@ -162,7 +162,7 @@ def _save_numbers(seen: Seen, read: Read, reader: Reader, wish: Wish, path: Path
 
 def _look(seen: Seen, read: Read, reader: Reader, wish: Wish, blocks: list[int]) -> Look:
     network = reader.encoder
-    last = network.backbone.num_blocks - 1
+    last = num_shown_blocks(network.backbone) - 1
     one = f"block {blocks[0]}" + (", the last" if blocks[0] == last else f" of 0 to {last}")
     rows, columns = read.grid
     height, width = seen.pixels.shape[1:]

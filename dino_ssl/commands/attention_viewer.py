@@ -11,6 +11,7 @@ from dino_ssl.commands.progress import progress
 from dino_ssl.data.decoding import Decoded, decode, printable, read
 from dino_ssl.data.whole_image import as_rgb, resized
 from dino_ssl.evaluation.attention_index import Entry
+from dino_ssl.evaluation.queries import num_shown_blocks
 from dino_ssl.evaluation.viewer import PICTURE_SIDES, Scene, Shown, write_viewer
 from dino_ssl.models.weights import load_encoder
 
@@ -26,7 +27,7 @@ def viewed(reader: Reader, words: Namespace) -> list[tuple[Reader, list[int]]]:
         other = load_encoder(words.compare, key=words.key)
         print(f"{other.name} from {other.origin}: {other.report}")
         readers.append(Reader.of(other, reader.device))
-    return [(each, chosen_blocks(words.block or [None], each.encoder.backbone.num_blocks)) for each in readers]
+    return [(each, chosen_blocks(words.block or [None], num_shown_blocks(each.encoder.backbone))) for each in readers]
 
 
 def draw_viewer(items: Sequence[Input], networks: list[tuple[Reader, list[int]]], wish: Wish) -> Entry:

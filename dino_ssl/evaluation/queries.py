@@ -65,6 +65,11 @@ def _tokens(num_prefix: int, has_class_token: bool) -> str:
     return "a class token and " + (f"registers 1 to {num_prefix - 1}" if num_prefix > 1 else "no registers")
 
 
+def num_shown_blocks(backbone: Backbone) -> int:
+    """Blocks of which there is something to show."""
+    return max(1, backbone.num_attention_blocks)
+
+
 def attention_or_similarity(
     backbone: Backbone, images: Float[Tensor, "b c x y"], block: int
 ) -> tuple[AttentionMap, str]:
@@ -76,7 +81,7 @@ def attention_or_similarity(
     try:
         attention = backbone.attention(images, block)
     except NoAttention as reason:
-        if block not in (-1, backbone.num_blocks - 1):
+        if block not in (-1, 0):
             raise UsageError(
                 f"block={block}: {reason}; what is shown in its place is of the last block; write -1"
             ) from None

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from dino_ssl.errors import UsageError
 from dino_ssl.models.attention_map import AttentionMap
 from dino_ssl.models.block_features import BlockFeatures
-from dino_ssl.models.cmt import CMT, CMT_SIZES
+from dino_ssl.models.cmt import CMT, CMT_SIZES, BiasKind
 from dino_ssl.models.resnet import LAYOUTS, ResNet
 from dino_ssl.models.timm_adapter import TimmBackbone
 from dino_ssl.models.vit import VisionTransformer
@@ -38,6 +38,8 @@ class Backbone(Protocol):
     embed_dim: int
     num_blocks: int
     """Blocks whose features `last_blocks` gives; 1 where only the last feature map is to be had."""
+    num_attention_blocks: int
+    """Blocks whose `attention` can be read, counted through all stages; 0 where there is none."""
     patch_size: int
     """Side, in pixels of the image, of one place of the grid that `patch_features` gives."""
     stage_dims: tuple[int, ...]
@@ -75,6 +77,7 @@ def build_backbone(
     image_size: int,
     patch_size: int = 16,
     drop_path: float = 0.0,
+    position_bias: BiasKind = "free",
     small_stem: bool = False,
     in_chans: int = 3,
 ) -> VisionTransformer | CMT | ResNet | TimmBackbone:
@@ -84,10 +87,13 @@ def build_backbone(
         name: a key of `VIT_SIZES` or of `CMT_SIZES`, resnet18, resnet50, or timm/NAME.
         image_size: the main input size, pixels.
         patch_size: ViT only; divides `image_size`.
+        position_bias: CMT only.
         small_stem: CMT and ResNet only.
     Raises:
         UsageError: the name is unknown, or an option does not apply to it.
     """
+    if position_bias != "free" and name not in CMT_SIZES:
+        raise UsageError(f"model.position_bias applies to {', '.join(CMT_SIZES)} only, not to model.name={name}")
     if small_stem and name not in (*CMT_SIZES, *LAYOUTS):
         known = ", ".join([*CMT_SIZES, *LAYOUTS])
         raise UsageError(f"model.small_stem applies to {known} only, not to model.name={name}")
@@ -98,7 +104,10 @@ def build_backbone(
             drop_path=drop_path, in_chans=in_chans,
         )  # fmt: skip
     if name in CMT_SIZES:
-        return CMT(name, image_size=image_size, drop_path=drop_path, small_stem=small_stem, in_chans=in_chans)
+        return CMT(
+            name, image_size=image_size, drop_path=drop_path, position_bias=position_bias, small_stem=small_stem,
+            in_chans=in_chans,
+        )  # fmt: skip
     if name in LAYOUTS:
         return ResNet(name, drop_path=drop_path, small_stem=small_stem, in_chans=in_chans)
     if name.startswith("timm/"):

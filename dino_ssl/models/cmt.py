@@ -4,10 +4,11 @@ Where the paper and its released code differ, this is the code, whose weights ar
 Features stay on their grid [b, d, h, w]; sizes: b images, d dimensions, e dimensions of a head.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -20,13 +21,15 @@ from dino_ssl.errors import UsageError
 from dino_ssl.models.attention_map import AttentionMap
 from dino_ssl.models.block_features import BlockFeatures
 from dino_ssl.models.cmt_blocks import CMTBlock, stem
-from dino_ssl.models.position_bias import PositionBias
+from dino_ssl.models.position_bias import FreeBias, RelativeBias
 
 NUM_HALVINGS = 4
 """Of the grid, one before each stage; the stem halves it once more."""
 HEADS = (1, 2, 4, 8)
 REDUCTIONS = (8, 4, 2, 1)
 """Side, in places, of the squares that each stage merges into one key."""
+BiasKind = Literal["free", "relative"]
+"""free: one `FreeBias` for all blocks of a stage, as released; relative: a `RelativeBias` for each block."""
 
 
 @dataclass(frozen=True)
@@ -55,39 +58,48 @@ CMT_SIZES = {
 
 
 class CMTStage(nn.Module):
-    """Squares of 2 x 2 places become one of the next grid; then blocks, which share one position bias.
+    """Squares of 2 x 2 places become one of the next grid; then blocks.
 
     Args:
         index: which stage it is, from 0.
-        side: of the grid that the position bias is made for.
+        side: of the grid that position biases are made for.
         drop_path: rate of each block; there are as many blocks as rates.
     """
 
-    def __init__(self, size: CMTSize, index: int, *, side: int, drop_path: list[float]) -> None:
+    def __init__(
+        self, size: CMTSize, index: int, *, side: int, drop_path: list[float], position_bias: BiasKind
+    ) -> None:
         super().__init__()
         in_dim, dim = (size.stem_dim, *size.dims)[index : index + 2]
         heads, self.reduction, hidden_dim = HEADS[index], REDUCTIONS[index], int(dim * size.mlp_ratio)
         self.grad_checkpointing = False
         self.patch_embed = nn.Sequential(nn.Conv2d(in_dim, dim, 2, stride=2), LayerNorm2d(dim, eps=1e-5))
-        self.position_bias = PositionBias(heads, (side, side), (side // self.reduction, side // self.reduction))
+        places, keys = (side, side), (side // self.reduction, side // self.reduction)
+        self.position_bias: FreeBias | nn.ModuleList = (
+            FreeBias(heads, places, keys)
+            if position_bias == "free"
+            else nn.ModuleList(RelativeBias(heads, places, keys) for _ in drop_path)
+        )
         self.blocks = nn.ModuleList(CMTBlock(dim, heads, self.reduction, hidden_dim, rate) for rate in drop_path)
 
     def forward(self, features: Float[Tensor, "b _d _h _w"]) -> Float[Tensor, "b d h w"]:
-        return self.run(self.blocks, self.patch_embed(features))
+        return self.run(self.patch_embed(features), slice(None))
 
-    def bias(self, features: Float[Tensor, "b d h w"]) -> Float[Tensor, "heads queries keys"]:
-        """The position bias for the grid of these features."""
-        height, width = features.shape[2:]
-        return self.position_bias((height, width), (height // self.reduction, width // self.reduction))  # type: ignore[no-any-return]
-
-    def run(self, blocks: Iterable[nn.Module], features: Float[Tensor, "b d h w"]) -> Float[Tensor, "b d h w"]:
+    def run(self, features: Float[Tensor, "b d h w"], chosen: slice) -> Float[Tensor, "b d h w"]:
         """Some of the blocks, one after the other."""
-        bias = self.bias(features)
-        for block in blocks:
+        for block, bias in zip(self.blocks[chosen], self.biases(features)[chosen], strict=True):
             recompute = self.grad_checkpointing and torch.is_grad_enabled()
             run = partial(checkpoint, block, use_reentrant=False) if recompute else block
             features = run(features, bias)
         return features
+
+    def biases(self, features: Float[Tensor, "b d h w"]) -> list[Float[Tensor, "heads queries keys"]]:
+        """The position bias of each block for the grid of these features."""
+        height, width = features.shape[2:]
+        places, keys = (height, width), (height // self.reduction, width // self.reduction)
+        if isinstance(self.position_bias, FreeBias):
+            return [self.position_bias(places, keys)] * len(self.blocks)
+        return [bias(places, keys) for bias in self.position_bias]
 
 
 class CMT(nn.Module):
@@ -97,6 +109,7 @@ class CMT(nn.Module):
         name: a key of `CMT_SIZES`.
         image_size: side for which the position biases are made, pixels; other sizes resample them.
         drop_path: stochastic depth of the last block; the others rise linearly to it.
+        position_bias: what attention learns of places.
         small_stem: the stem keeps every place, for images of about 32 pixels: all grids have twice the sides, and 16
             takes the place of 32, `patch_size`, in what is said here.
     Raises:
@@ -104,7 +117,14 @@ class CMT(nn.Module):
     """
 
     def __init__(
-        self, name: str, *, image_size: int, drop_path: float = 0.0, small_stem: bool = False, in_chans: int = 3
+        self,
+        name: str,
+        *,
+        image_size: int,
+        drop_path: float = 0.0,
+        position_bias: BiasKind = "free",
+        small_stem: bool = False,
+        in_chans: int = 3,
     ) -> None:
         super().__init__()
         self.name = name
@@ -114,9 +134,10 @@ class CMT(nn.Module):
         self._check(image_size, image_size)
         size = CMT_SIZES[name]
         self.embed_dim, self.num_blocks = size.dims[-1], size.depths[-1]
+        self.num_attention_blocks = sum(size.depths)
         self.stage_dims = size.dims
         self.stem = stem(in_chans, size.stem_dim, stride)
-        self.stages = nn.ModuleList(_stages(size, image_size // stride, drop_path))
+        self.stages = nn.ModuleList(_stages(size, image_size // stride, drop_path, position_bias))
         self.norm = LayerNorm2d(self.embed_dim, eps=1e-6)
         self._init_weights()
 
@@ -146,15 +167,15 @@ class CMT(nn.Module):
             raise UsageError(f"blocks={n} must lie in 1 to {self.num_blocks}, the blocks of the last stage")
         stage = self._stage(-1)
         features = stage.patch_embed(self._before(images, len(self.stages) - 1))
-        features, found = stage.run(stage.blocks[: self.num_blocks - n], features), []
-        for block in stage.blocks[self.num_blocks - n :]:
-            features = stage.run([block], features)
+        features, found = stage.run(features, slice(self.num_blocks - n)), []
+        for block in range(self.num_blocks - n, self.num_blocks):
+            features = stage.run(features, slice(block, block + 1))
             patches = self.norm(features)
             found.append(BlockFeatures(patches.mean((2, 3)), patches))
         return found
 
     def stage_features(self, images: Float[Tensor, "b c x y"]) -> list[Float[Tensor, "b _d _h _w"]]:
-        """The four stages, at strides of 4, 8, 16 and 32 pixels, without the norm."""
+        """The four stages, the last on the grid of `patch_features`, without the norm."""
         self._check(images.shape[-2], images.shape[-1])
         features, found = self.stem(images), []
         for stage in self.stages:
@@ -173,24 +194,20 @@ class CMT(nn.Module):
         """What a block attends to; the grid of the keys is that of `patch_features` in every stage.
 
         Args:
-            block: of the last stage, from 0, or counted from the last, as far back as the first stage: with
-                -num_blocks - 1 begins the third. In earlier stages the queries have a finer grid than the keys.
+            block: counted through all stages; in all but the last the queries have a finer grid than the keys.
         """
-        total = sum(len(self._stage(index).blocks) for index in range(len(self.stages)))
-        if not -total <= block < self.num_blocks:
-            raise UsageError(
-                f"block={block} must lie in 0 to {self.num_blocks - 1}, the blocks of the last stage, or count from "
-                f"the last as -1, down to -{total}"
-            )
-        index, rest = len(self.stages) - 1, block if block < 0 else block - self.num_blocks
-        while -rest > len(self._stage(index).blocks):
-            rest += len(self._stage(index).blocks)
-            index -= 1
+        total = self.num_attention_blocks
+        if not -total <= block < total:
+            raise UsageError(f"block={block} must lie in 0 to {total - 1}, or count from the last as -1")
+        index, block = 0, block % total
+        while block >= len(self._stage(index).blocks):
+            block -= len(self._stage(index).blocks)
+            index += 1
         stage = self._stage(index)
-        features = stage.run(stage.blocks[:rest], stage.patch_embed(self._before(images, index)))
-        chosen = stage.blocks[rest]
+        features = stage.run(stage.patch_embed(self._before(images, index)), slice(block))
+        chosen = stage.blocks[block]
         assert isinstance(chosen, CMTBlock)
-        return chosen.attention(features, stage.bias(features))
+        return chosen.attention(features, stage.biases(features)[block])
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute every block in the backward pass instead of storing its activations."""
@@ -220,9 +237,10 @@ class CMT(nn.Module):
                 )
 
 
-def _stages(size: CMTSize, side: int, drop_path: float) -> Iterator[CMTStage]:
+def _stages(size: CMTSize, side: int, drop_path: float, position_bias: BiasKind) -> Iterator[CMTStage]:
     """`side` is that of the stem's grid."""
     last = sum(size.depths) - 1
     rates = iter([drop_path * block / last for block in range(last + 1)])
     for index, depth in enumerate(size.depths):
-        yield CMTStage(size, index, side=side >> (index + 1), drop_path=list(islice(rates, depth)))
+        own = list(islice(rates, depth))
+        yield CMTStage(size, index, side=side >> (index + 1), drop_path=own, position_bias=position_bias)

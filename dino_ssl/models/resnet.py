@@ -33,6 +33,7 @@ class ResNet(TimmResNet):  # type: ignore[misc]
         self.name = name
         self.embed_dim: int = self.num_features
         self.num_blocks = 1
+        self.num_attention_blocks = 0
         self.stage_dims = tuple(stage["num_chs"] for stage in self.feature_info[1:])
         self.patch_size = 8 if small_stem else 32
         if small_stem:

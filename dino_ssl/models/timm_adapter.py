@@ -67,6 +67,12 @@ class TimmBackbone(nn.Module):
         return len(self.model.blocks) if self._is_vit else 1
 
     @property
+    def num_attention_blocks(self) -> int:
+        """All blocks of a plain ViT."""
+        plain = self._is_vit and all(type(block.attn) is Attention for block in self.model.blocks)
+        return self.num_blocks if plain else 0
+
+    @property
     def patch_size(self) -> int:
         """Of a ViT its patches' side; of other models the stride of the last feature map."""
         size: int = self.model.patch_embed.patch_size[0] if self._is_vit else self.model.feature_info[-1]["reduction"]
@@ -140,7 +146,7 @@ class TimmBackbone(nn.Module):
 
     def _checked(self, block: int) -> int:
         """The block, counted from the first."""
-        if not self._is_vit or not all(type(block.attn) is Attention for block in self.model.blocks):
+        if not self.num_attention_blocks:
             raise NoAttention(f"timm/{self.name} does not show its attention here; plain ViTs such as vit_small do")
         if not -self.num_blocks <= block < self.num_blocks:
             raise UsageError(f"block={block} must lie in 0 to {self.num_blocks - 1}, or count from the last as -1")

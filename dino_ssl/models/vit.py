@@ -79,7 +79,7 @@ class VisionTransformer(nn.Module):
     ) -> None:
         super().__init__()
         self.embed_dim = embed_dim
-        self.num_blocks = depth
+        self.num_blocks = self.num_attention_blocks = depth
         self.stage_dims = (embed_dim,) * len(stage_blocks(depth))
         self.num_prefix_tokens = 1 + num_registers
         self.antialias_positions = antialias_positions

@@ -88,6 +88,7 @@ def _by_our_configuration(file: WeightFile, arch: str | None) -> Plan:
             model["name"],
             image_size=crops["global_size"],
             patch_size=model["patch_size"],
+            position_bias=model.get("position_bias", "free"),  # runs of before there was a choice have none
             small_stem=model["small_stem"],
             in_chans=len(crops["mean"]),
         )

@@ -23,6 +23,7 @@ def build_network(config: PretrainConfig, *, drop_path: float) -> MultiCropNetwo
         image_size=config.crops.global_size,
         patch_size=model.patch_size,
         drop_path=drop_path,
+        position_bias=model.position_bias,
         small_stem=model.small_stem,
         in_chans=config.crops.channels,
     )

@@ -13,6 +13,7 @@ from dino_ssl.errors import UsageError
 from dino_ssl.models.backbone import Backbone, build_backbone, check_crop_sizes
 from dino_ssl.models.cmt import CMT, CMT_SIZES, CMTSize
 from dino_ssl.models.cmt_blocks import CMTBlock, InvertedResidual, ReducedAttention, stem
+from dino_ssl.training.optim import parameter_groups
 
 # Parameters and 10^9 multiplications of the released code at the size each was trained for, classifier included.
 MEASURED = [
@@ -153,6 +154,42 @@ def test_the_parameters_of_odd_widths_are_those_of_the_closed_form(odd):
     assert sum(p.numel() for p in cmt.parameters()) == count + 2 * last
 
 
+def test_a_relative_bias_has_a_table_of_its_own_in_every_block(odd):
+    cmt, free = (build_backbone(odd, image_size=64, position_bias=kind) for kind in ("relative", "free"))
+    count = 0
+    for depth, heads, k, side in zip(ODD.depths, (1, 2, 4, 8), (8, 4, 2, 1), (16, 8, 4, 2), strict=True):
+        count += depth * heads * (2 * side - k) ** 2 - heads * side**2 * (side**2 // k**2)
+    assert sum(p.numel() for p in cmt.parameters()) - sum(p.numel() for p in free.parameters()) == count
+    images = normal(2, 3, 64, 96)
+    features = settled(cmt).stem(images)
+    for stage in cmt.stages:
+        features = stage.patch_embed(features)
+        rows, columns = features.shape[2:]
+        grids = (rows, columns), (rows // stage.reduction, columns // stage.reduction)
+        for block, bias in zip(stage.blocks, stage.position_bias, strict=True):
+            features = block(features, bias.table(*grids))
+    torch.testing.assert_close(cmt.patch_features(images), layer_norm(features, cmt.norm, 1e-6))
+
+
+def test_free_biases_have_weight_decay_as_released_and_relative_ones_have_none(odd):
+    for kind, group in (("free", 0), ("relative", 1)):
+        cmt = build_backbone(odd, image_size=64, position_bias=kind)
+        tables = {id(p) for name, p in cmt.named_parameters() if ".position_bias." in name}
+        groups = [{id(p) for p in each["params"]} for each in parameter_groups(cmt)]
+        assert len(tables) == (4 if kind == "free" else 7) and tables <= groups[group]
+
+
+def test_relative_biases_start_as_a_normal_of_standard_deviation_0_02():
+    torch.manual_seed(0)
+    cmt = CMT("cmt_tiny", image_size=160, position_bias="relative")
+    assert cmt.stages[0].position_bias[1].bias.std().item() == pytest.approx(0.02, rel=0.05)
+
+
+def test_a_position_bias_on_a_vit_is_refused():
+    with pytest.raises(UsageError, match=r"position_bias applies to cmt_micro, .* only, not to model.name=vit_tiny"):
+        build_backbone("vit_tiny", image_size=32, position_bias="relative")
+
+
 def test_the_stem_normalises_after_gelu():
     layers, images = settled(stem(2, 4)), normal(2, 2, 8, 12)
     expected = images
@@ -250,11 +287,11 @@ def test_the_attention_of_every_block_is_what_it_attends_to_on_the_way_and_its_k
     cmt(images)
     seen = seen[-sum(ODD.depths) :]
     expected = list(seen)
-    for block in range(-len(expected), cmt.num_blocks):
+    assert cmt.num_attention_blocks == len(expected) == 7
+    for block in range(-7, 7):
         attention = cmt.attention(images, block)
-        wanted = expected[block if block < 0 else block - cmt.num_blocks]
         assert attention.grid == (size[0] // 32, size[1] // 32)
-        torch.testing.assert_close(attention.weights, wanted.weights)
+        torch.testing.assert_close(attention.weights, expected[block].weights)
 
 
 def test_blocks_that_are_not_there_are_refused(odd):
@@ -262,8 +299,8 @@ def test_blocks_that_are_not_there_are_refused(odd):
     for n in (0, 3):
         with pytest.raises(UsageError, match=f"blocks={n} must lie in 1 to 2"):
             cmt.last_blocks(images, n)
-    for block in (2, -8):
-        with pytest.raises(UsageError, match=f"block={block} must lie in 0 to 1"):
+    for block in (7, -8):
+        with pytest.raises(UsageError, match=f"block={block} must lie in 0 to 6"):
             cmt.attention(images, block)
 
 

@@ -13,20 +13,22 @@ from dino_ssl.models.backbone import Backbone, build_backbone
 from dino_ssl.models.cmt import CMT_SIZES, CMTSize
 from dino_ssl.models.stage_choice import stage_blocks
 
-# Options of `build_backbone`, dimensions of the pooled features, strides of the stages in pixels, and heads of the last
-# block's attention, where there is one.
-EVERY = {
-    "vit_micro": ({"patch_size": 16}, 128, (16,) * 4, 4),
-    "vit_tiny": ({"patch_size": 32}, 192, (32,) * 4, 3),
-    "cmt_odd": ({}, 24, (4, 8, 16, 32), 8),
-    "resnet18": ({"small_stem": True}, 512, (1, 2, 4, 8), None),
-    "resnet50": ({}, 2048, (4, 8, 16, 32), None),
-    "timm/vit_tiny_patch16_224": ({}, 192, (16,) * 4, 3),
-    "timm/vit_medium_patch16_reg1_gap_256": ({}, 512, (16,) * 4, 8),
-    "timm/convnext_atto": ({}, 320, (4, 8, 16, 32), None),
-    "timm/swin_tiny_patch4_window7_224": ({}, 768, (4, 8, 16, 32), None),
-    "timm/efficientnet_lite0": ({}, 1280, (4, 8, 16, 32), None),
-}
+# Name, options of `build_backbone`; dimensions of the pooled features, strides of the stages in pixels, and heads of
+# the last block's attention, where there is one.
+EVERY = [
+    ("vit_micro", {"patch_size": 16}, (128, (16,) * 4, 4)),
+    ("vit_tiny", {"patch_size": 32}, (192, (32,) * 4, 3)),
+    ("cmt_odd", {}, (24, (4, 8, 16, 32), 8)),
+    ("cmt_odd", {"position_bias": "relative"}, (24, (4, 8, 16, 32), 8)),
+    ("cmt_odd", {"small_stem": True}, (24, (2, 4, 8, 16), 8)),
+    ("resnet18", {"small_stem": True}, (512, (1, 2, 4, 8), None)),
+    ("resnet50", {}, (2048, (4, 8, 16, 32), None)),
+    ("timm/vit_tiny_patch16_224", {}, (192, (16,) * 4, 3)),
+    ("timm/vit_medium_patch16_reg1_gap_256", {}, (512, (16,) * 4, 8)),
+    ("timm/convnext_atto", {}, (320, (4, 8, 16, 32), None)),
+    ("timm/swin_tiny_patch4_window7_224", {}, (768, (4, 8, 16, 32), None)),
+    ("timm/efficientnet_lite0", {}, (1280, (4, 8, 16, 32), None)),
+]
 
 
 @pytest.fixture(autouse=True)
@@ -37,9 +39,9 @@ def odd(monkeypatch):
 
 
 @pytest.mark.parametrize("size", [(64, 64), (96, 96), (64, 96)])
-@pytest.mark.parametrize("name", EVERY)
-def test_every_backbone_meets_the_whole_contract_at_any_size(name, size):
-    options, dim, strides, heads = EVERY[name]
+@pytest.mark.parametrize(("name", "options", "expected"), EVERY)
+def test_every_backbone_meets_the_whole_contract_at_any_size(name, options, expected, size):
+    dim, strides, heads = expected
     backbone, images = build_backbone(name, image_size=64, **options).eval(), torch.randn(2, 3, *size)
     assert isinstance(backbone, Backbone) and backbone.embed_dim == dim
     with torch.no_grad():
@@ -80,6 +82,7 @@ def check_stages(backbone, images, pooled, strides):
 def check_attention(backbone, images, heads, grid):
     """Rows that sum to 1 over prefix tokens and the grid of the patches, or the word that there is none."""
     if heads is None:
+        assert backbone.num_attention_blocks == 0
         with pytest.raises(NoAttention, match=backbone.name):
             backbone.attention(images)
         return
@@ -87,9 +90,11 @@ def check_attention(backbone, images, heads, grid):
     keys = attention.num_prefix_tokens + grid[0] * grid[1]
     assert attention.grid == grid and attention.weights.shape == (2, heads, attention.query.shape[2], keys)
     torch.testing.assert_close(attention.weights.sum(-1), torch.ones(2, heads, attention.query.shape[2]))
-    torch.testing.assert_close(attention.weights, backbone.attention(images, backbone.num_blocks - 1).weights)
-    with pytest.raises(UsageError, match=f"block={backbone.num_blocks} must lie in 0 to {backbone.num_blocks - 1}"):
-        backbone.attention(images, backbone.num_blocks)
+    blocks = backbone.num_attention_blocks
+    torch.testing.assert_close(attention.weights, backbone.attention(images, blocks - 1).weights)
+    assert backbone.attention(images, 0).grid == grid
+    with pytest.raises(UsageError, match=f"block={blocks} must lie in 0 to {blocks - 1}"):
+        backbone.attention(images, blocks)
 
 
 def check_gradients(backbone, images):

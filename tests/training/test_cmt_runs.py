@@ -54,8 +54,9 @@ def test_a_run_resumes_exactly_with_activation_checkpointing_and_accumulation(tm
     assert_bitwise_equal(state_after(undisturbed, 2), state_after(resumed, 2))
 
 
-def test_the_encoder_of_a_run_is_its_teachers_backbone(tmp_path):
-    config = a_config(tmp_path, **KNOBS)
+@pytest.mark.parametrize("kind", ["free", "relative"])
+def test_the_encoder_of_a_run_is_its_teachers_backbone(tmp_path, kind):
+    config = a_config(tmp_path, **{**KNOBS, "model": {**KNOBS["model"], "position_bias": kind}})
     teacher = run_here(config).method.teacher.backbone.eval()
     encoder, images = load_encoder(config.output_dir), torch.randn(2, 3, 96, 64)[:, : config.crops.channels]
     assert encoder.name == "cmt_odd" and encoder.size == 64
