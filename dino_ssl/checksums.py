@@ -12,7 +12,8 @@ from dino_ssl.errors import RunError
 def verify(path: Path) -> None:
     """Read the checkpoint `path` whole and compare it with its checksum.
 
-    Without a `.sha256` file beside it, the checksums inside the archive decide.
+    Without a `.sha256` file beside it, the checksums inside the archive decide, and nothing in it may take more
+    bytes than the archive has: PyTorch compresses nothing, and what expands could fill the memory.
 
     Raises:
         RunError: it is damaged or cannot be read; says which file and why.
@@ -40,6 +41,8 @@ _GARBAGE = (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, E
 def _damage_by_archive(path: Path) -> str:
     try:
         with zipfile.ZipFile(path) as archive:
+            if sum(entry.file_size for entry in archive.infolist()) > path.stat().st_size:
+                return "it would expand to more than it holds"
             broken = next((e.filename for e in archive.infolist() if _is_marked_as_folder(e)), None)
             broken = broken or archive.testzip()
     except _GARBAGE as error:
@@ -50,6 +53,13 @@ def _damage_by_archive(path: Path) -> str:
 def _is_marked_as_folder(entry: zipfile.ZipInfo) -> bool:
     """Torch would take arbitrary memory for the bytes of `entry`, without a word."""
     return bool(entry.external_attr & 0x10)
+
+
+def write_sidecar(path: Path) -> None:
+    """Put the checksum of a file beside it, from where `verify` takes it: of formats that have none inside."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    sidecar(path).write_text(f"{digest}  {path.name}\n", encoding="utf-8")
 
 
 def sidecar(path: Path) -> Path:

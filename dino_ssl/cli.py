@@ -5,6 +5,7 @@ saved, to be run again (under Slurm this has been asked for), 130 interrupted, 1
 """
 
 import io
+import re
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -93,4 +94,5 @@ def answer(call: Callable[[], object], program: str) -> int:
 
 def _complain(*problems: str, hint: str) -> None:
     lines = [*(f"error: {problem}" for problem in problems), hint]
-    print("\n".join(lines), file=sys.stderr)
+    # Names of files come in here, and a terminal would obey what some of them hold.
+    print(re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", "?", "\n".join(lines)), file=sys.stderr)

@@ -21,6 +21,8 @@ class Range:
     knobs: str
 
 
+MOST_STEPS = 10**8
+"""Steps that a run may have: schedules hold a value for each."""
 # `holds` is written so that NaN fails it.
 RANGES = (
     Range(
@@ -64,6 +66,17 @@ RANGES = (
     Range("must be numbers between 0 and 1", lambda x: all(0 <= c <= 1 for c in x), "crops.mean crops.blur"),
     Range("must be numbers above 0 and at most 1", lambda x: all(0 < c <= 1 for c in x), "crops.std"),
 )
+# A digit too many is told before it fills the memory.
+LARGEST = (
+    Range("must be at most 8192 pixels", lambda x: x <= 8192, "crops.global_size crops.local_size model.patch_size"),
+    Range("must be at most 65536", lambda x: x <= 2**16, "head.hidden_dim head.bottleneck_dim"),
+    Range("must be at most a million", lambda x: x <= 10**6, "head.prototypes"),
+    Range(
+        "must be at most 1000",
+        lambda x: x <= 1000,
+        "crops.num_local_crops crops.channels loader.num_workers loader.num_processes",
+    ),
+)
 
 
 def check(config: PretrainConfig) -> list[str]:
@@ -85,6 +98,10 @@ def check(config: PretrainConfig) -> list[str]:
 
 def check_schedule(config: PretrainConfig, steps_per_epoch: int) -> list[str]:
     """Warm-ups against a run whose length is given in `steps`, once the size of the data is known."""
+    total = config.epochs * steps_per_epoch if config.steps is None else config.steps
+    if total > MOST_STEPS:
+        knob = f"epochs={config.epochs}" if config.steps is None else f"steps={config.steps}"
+        return [f"{knob} is a run of {total:,} steps; the most is {MOST_STEPS:,}"]
     if config.steps is None:
         return []
     run = config.steps / steps_per_epoch
@@ -93,7 +110,7 @@ def check_schedule(config: PretrainConfig, steps_per_epoch: int) -> list[str]:
 
 def _ranges(config: PretrainConfig) -> Iterator[str]:
     values, defaults = flatten(config), flatten(PretrainConfig())
-    for limit in RANGES:
+    for limit in (*RANGES, *LARGEST):
         for knob in limit.knobs.split():
             value = values[knob]
             if value is not None and not limit.holds(value):

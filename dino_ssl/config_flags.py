@@ -25,6 +25,8 @@ from dino_ssl.errors import UsageError
 from dino_ssl.original_flags import REPLACEMENTS, WITHOUT_EFFECT, Replacement, boolean, unchanged
 
 PROG = "dino-ssl pretrain"
+PROGRAM = "evaluate.submit"
+"""The one knob that names a program."""
 
 
 @dataclass(frozen=True)
@@ -58,10 +60,19 @@ def configure(arguments: Sequence[str]) -> tuple[PretrainConfig, list[str]]:
     layer = read_layers(line.recipes, line.preset)
     layer.update(Layer(problems=line.problems, suspects=line.suspects))
     config = apply_flags(build(layer.values), line.flags, layer)
-    problems = layer.problems + sound_checks(config, layer.suspects)
+    problems = layer.problems + sound_checks(config, layer.suspects) + _programs(line, layer, config.output_dir)
     if problems:
         raise UsageError(*problems)
     return config, line.notes
+
+
+def _programs(line: CommandLine, layer: Layer, output_dir: Path) -> list[str]:
+    """A recipe of somebody else must not name a program to run; the run's own config.yaml only repeats a flag."""
+    command = layer.values.get(PROGRAM)
+    by_flag = any(flag.knob == PROGRAM for flag in line.flags)
+    if not command or by_flag or (output_dir / "config.yaml").absolute() in [file.absolute() for file in line.recipes]:
+        return []
+    return [f"{PROGRAM}={command} in a recipe would be run as a program; write it as a flag, {to_flag(PROGRAM)} '...'"]
 
 
 def take_apart(arguments: Sequence[str]) -> CommandLine:

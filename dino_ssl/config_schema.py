@@ -119,11 +119,11 @@ def _scalar(value: object, kind: type) -> Any:
         return value
     if kind is int and isinstance(value, int) and number:
         return value
-    if kind is float and number:
+    if kind is float and number and not (isinstance(value, int) and abs(value) > 10**300):
         return float(value)  # type: ignore[arg-type]
     if kind is str and isinstance(value, str):
         return value
-    if kind is Path and isinstance(value, str):
+    if kind is Path and isinstance(value, str) and "\0" not in value:
         return Path(value).expanduser()
     raise ValueError(_scalar_rule(value, kind))
 
@@ -136,6 +136,8 @@ def _scalar_rule(value: object, kind: type) -> str:
         return "must be a whole number" + (f"; write {value:.0f}" if whole else "")
     if kind is float:
         return "must be a number"
+    if isinstance(value, str):
+        return "must be a path, which has no zero byte"
     quotable = isinstance(value, int | float)
     return "must be text" + (f"; write '{str(value).lower()}' in quotes" if quotable else "")
 

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from yaml.composer import ComposerError
+from yaml.constructor import ConstructorError
 
 from dino_ssl.config import PretrainConfig
 from dino_ssl.config_checks import check
@@ -30,9 +32,28 @@ _FLOAT = (
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2's idea of scalars: PyYAML's own (1.1) reads 5e-4 as text, `no` as False and 1:30 as 90."""
+    """Safe and bounded, with YAML 1.2's scalars: PyYAML's (1.1) reads 5e-4 as text, `no` as False and 1:30 as 90."""
 
     yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012  (PyYAML fills it below)
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._composed: set[int] = set()
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        node = super().compose_node(parent, index)
+        # Nine lines of lists of aliases of lists of aliases are a billion entries.
+        if isinstance(node, yaml.CollectionNode) and id(node) in self._composed:
+            raise ComposerError(None, None, "an alias stands for a list or a section; write it out", node.start_mark)
+        self._composed.add(id(node))
+        return node
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError):  # !!int abc, a number of 5,000 digits
+            kind = node.tag.rpartition(":")[2]
+            raise ConstructorError(None, None, f"{shown(node.value)} is no {kind}", node.start_mark) from None
 
 
 _Loader.add_implicit_resolver(*_FLOAT)
@@ -124,7 +145,7 @@ def read_layer(file: Traversable) -> Layer:
         loader = _Loader(file.read_text(encoding="utf-8"))
         root = loader.get_single_node()
         _take_node(layer, loader, root, prefix="", name=str(file), lines={})
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except _UNREADABLE as error:
         return Layer(problems=[_unreadable(str(file), error)], suspects=set(KNOBS))
     return layer
 
@@ -151,11 +172,14 @@ def read_entries(file: Traversable) -> tuple[list[Entry], list[str]]:
             Entry(f"{file}:{key.start_mark.line + 1}: ", str(key.value), loader.construct_object(value, deep=True))
             for key, value in root.value
         ]
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except _UNREADABLE as error:
         return [], [_unreadable(str(file), error)]
     first = {entry.key: entry for entry in reversed(found)}
     twice = [f"{e.where}'{e.key}' stands above already; keep one of the two" for e in found if first[e.key] is not e]
     return [entry for entry in found if first[entry.key] is entry], twice
+
+
+_UNREADABLE = (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError)
 
 
 def _unreadable(name: str, error: Exception) -> str:
@@ -166,6 +190,8 @@ def _unreadable(name: str, error: Exception) -> str:
             return f"{name}: cannot be read ({error.strerror}); write the path of a YAML file"
         case yaml.MarkedYAMLError(problem_mark=yaml.Mark() as mark):
             return f"{name}:{mark.line + 1}: not valid YAML: {error.problem}"
+        case RecursionError():
+            return f"{name}: not valid YAML: brackets in brackets without end"
         case _:
             return f"{name}: not a YAML text file: {str(error).splitlines()[0]}"
 

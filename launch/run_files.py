@@ -65,7 +65,7 @@ def heartbeat(folder: Path) -> dict[str, Any] | None:
     """The last sign of life, or None before the first."""
     try:
         found = json.loads((folder / "heartbeat.json").read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None
 
@@ -99,7 +99,7 @@ def records(path: Path) -> Iterator[dict[str, Any]]:
     for line in lines:
         try:
             record = json.loads(line)
-        except ValueError:  # torn by a kill, or being written
+        except (ValueError, RecursionError):  # torn by a kill, or being written
             continue
         if isinstance(record, dict):
             yield record

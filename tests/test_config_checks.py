@@ -159,3 +159,22 @@ def test_every_default_but_the_missing_data_is_sound():
     assert check(PretrainConfig()) == [
         "data is not set; write --data FOLDER, or --preset digits to try it without data of your own"
     ]
+
+
+@pytest.mark.parametrize(
+    ("config", "start"),
+    [
+        (changed(crops={"global_size": 80_000}), "crops.global_size=80000 must be at most 8192 pixels"),
+        (changed(head={"prototypes": 10**13}), "head.prototypes=10000000000000 must be at most a million"),
+        (changed(head={"hidden_dim": 10**30}), f"head.hidden_dim={10**30} must be at most 65536"),
+        (changed(crops={"num_local_crops": 10**9}), "crops.num_local_crops=1000000000 must be at most 1000"),
+    ],
+)
+def test_a_number_that_would_fill_the_memory_is_told_first(config: PretrainConfig, start: str) -> None:
+    assert any(problem.startswith(start) for problem in check(config))
+
+
+@pytest.mark.parametrize(("length", "knob"), [({"steps": 10**9}, "steps"), ({"epochs": 10**8}, "epochs")])
+def test_a_run_of_more_steps_than_schedules_can_hold_is_refused(length: dict[str, int], knob: str) -> None:
+    (problem,) = check_schedule(replace(SOUND, **length), steps_per_epoch=10)
+    assert problem == f"{knob}={length[knob]} is a run of 1,000,000,000 steps; the most is 100,000,000"

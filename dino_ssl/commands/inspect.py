@@ -37,7 +37,13 @@ def run(arguments: Sequence[str]) -> None:
     if words is None:
         return
     loaded = loaded_of(words)
-    rows = [*_file_rows(loaded), *_network_rows(loaded), *_training_rows(loaded), *_provenance_rows(loaded)]
+    try:
+        rows = [*_file_rows(loaded), *_network_rows(loaded), *_training_rows(loaded), *_provenance_rows(loaded)]
+    except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
+        raise UsageError(
+            f"{loaded.file.path}, or a file of its run beside it, is not as dino-ssl writes it "
+            f"({type(error).__name__}: {error})"
+        ) from None
     width = max(len(name) for name, _ in rows)
     print("\n".join(f"{name:<{width}}  {_printable(text)}" for name, text in rows))
 

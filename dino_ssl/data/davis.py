@@ -71,6 +71,8 @@ def open_davis(root: Path, *, split: str = "val", sequences: Sequence[str] = ())
     listed = file.read_text(encoding="utf-8").split()
     if not listed:
         raise UsageError(f"{file} is empty; it must name a sequence on each line")
+    if bad := [name for name in listed if name in (".", "..") or "/" in name]:
+        raise UsageError(f"{file}: '{bad[0]}' is no name of a sequence; its masks would be written elsewhere")
     if unknown := [name for name in sequences if name not in listed]:
         near = difflib.get_close_matches(unknown[0], listed, n=3) or listed[:3]
         raise UsageError(f"sequences={unknown[0]} is not in {file}; it has {', '.join(near)}")

@@ -17,13 +17,13 @@ from dino_ssl.data.cache_folder import cache_folder
 from dino_ssl.data.compact_names import CompactNames
 from dino_ssl.data.decoding import printable
 from dino_ssl.data.folder_scan import Scan, scan
-from dino_ssl.data.mapped_arrays import Arrays, map_arrays
+from dino_ssl.data.mapped_arrays import Arrays, map_arrays, sealed
 
 LEAST_IMAGES = 10_000
 """Smaller folders are listed each time, which takes less than a second."""
 SETTLED = 2.0
 """Seconds after which a second change of a folder is sure to show in its time."""
-FORMAT = "1"
+FORMAT = "2"
 
 
 def indexed(folder: Path) -> Scan:
@@ -64,7 +64,7 @@ def _save(file: Path, folder: Path, found: Scan) -> None:
     about = {"format": FORMAT, "folder": printable(folder.absolute()), "num_files": str(found.num_files)}
     with NamedTemporaryFile(dir=file.parent, prefix=f"{file.name}.", delete=False) as temporary:
         try:
-            temporary.write(save(arrays, about))
+            temporary.write(save(sealed(arrays), about))
             temporary.flush()
             os.fsync(temporary.fileno())
             # Not over one that another rank has just written and others have mapped: on some network disks a

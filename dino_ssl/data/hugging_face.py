@@ -81,6 +81,8 @@ def open_hugging_face(spec: str) -> HuggingFace:
         raise UsageError(f"data source '{spec}' needs datasets: pip install 'dino-ssl[datasets]'") from None
     try:
         folder = Path(place).expanduser()
+        # Versions before 4 run a script that lies beside the data, if the user says y, or a variable does.
+        datasets.config.HF_DATASETS_TRUST_REMOTE_CODE = False
         saved = (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file()
         found = datasets.load_from_disk(folder) if saved else datasets.load_dataset(place)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:

@@ -60,7 +60,9 @@ def read_mask(path: Path, *, colours: bool = False) -> Mask:
             pixels = np.array(image.convert("RGB"))
     except FileNotFoundError:
         raise UsageError(f"{name} does not exist; write a PNG with a number for each object") from None
-    except (OSError, ValueError, SyntaxError) as error:
+    except UsageError:
+        raise
+    except Exception as error:  # decoders of damaged bytes raise whatever their parser stumbles over
         raise UsageError(f"{name} is no mask that can be read ({error}); write a PNG") from None
     if not colours:
         raise UsageError(f"{name} is a colour image ({image.mode}); masks here are palette PNGs or grey ones")

@@ -54,19 +54,57 @@ def _latin1(text: str, encoding: str) -> bytes:
     return text.encode("latin1")
 
 
-def _from_buffer(buffer: bytes | bytearray, dtype: Any, shape: Any, order: Any) -> Any:
-    return np.frombuffer(buffer, dtype).reshape(shape, order=order)
+class PlainType:
+    """Stands in for `numpy.dtype`: numbers, booleans and text only.
+
+    A pickle may describe a real one to the last flag, and so have bytes of its own taken for addresses of objects.
+    """
+
+    def __init__(self, name: str, align: object = None, copy: object = None) -> None:
+        if not isinstance(name, str) or np.dtype(name).kind not in "biufcSU":
+            raise _ForbiddenError(f"numpy.dtype with {name!r}")
+        self.dtype = np.dtype(name)
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        _, order, *parts = state  # parts: of a structured type; then sizes, which the name says already
+        if any(part is not None for part in parts[:3]):
+            raise _ForbiddenError("numpy.dtype with fields")
+        self.dtype = self.dtype.newbyteorder(order)
 
 
-def scalar(dtype: Any, raw: bytes) -> Any:
+class _Array(np.ndarray):
+    """An array as pickles make it: empty at first, then filled, once."""
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        *_, shape, kind, is_fortran, raw = state
+        if self.__dict__ or not isinstance(kind, PlainType) or not isinstance(raw, bytes | str):
+            raise _ForbiddenError("numpy.ndarray with more than numbers and text")
+        self.is_filled = True
+        super().__setstate__((1, shape, kind.dtype, is_fortran, raw))  # type: ignore[arg-type]
+
+
+def _only_named(*arguments: object) -> Any:
+    """Stands in for the class of arrays, which a pickle names and has no reason to call."""
+    raise _ForbiddenError("numpy.ndarray")
+
+
+def _reconstruct(*arguments: object) -> Any:
+    return np.ndarray.__new__(_Array, (0,), np.uint8)
+
+
+def _from_buffer(buffer: bytes | bytearray, kind: PlainType, shape: Any, order: Any) -> Any:
+    return np.frombuffer(buffer, kind.dtype).reshape(shape, order=order)
+
+
+def scalar(kind: PlainType, raw: bytes) -> Any:
     """A number of numpy from its bytes."""
-    return np.frombuffer(raw, dtype)[0]
+    return np.frombuffer(raw, kind.dtype)[0]
 
 
 _CONSTRUCTORS: dict[tuple[str, str], Callable[..., Any]] = {
-    ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): np.dtype,
-    ("numpy.core.multiarray", "_reconstruct"): np.empty(0).__reduce__()[0],  # type: ignore[dict-item]
+    ("numpy", "ndarray"): _only_named,
+    ("numpy", "dtype"): PlainType,
+    ("numpy.core.multiarray", "_reconstruct"): _reconstruct,
     ("numpy.core.multiarray", "scalar"): scalar,
     ("numpy.core.numeric", "_frombuffer"): _from_buffer,
     ("_codecs", "encode"): _latin1,

@@ -17,6 +17,8 @@ from dino_ssl.errors import UsageError
 
 EXTENSIONS = ("mp4", "m4v", "mov", "mkv", "webm", "avi", "mpg", "mpeg", "ogv")
 """What the name of a video ends with, in either case; a GIF is one if it moves."""
+FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,mpegvideo,ogg"
+"""FFmpeg's names of what such files are inside; it goes by the content, and would follow a play list."""
 QUALITY = "18"
 """x264's constant rate factor: 0 lossless, 51 worst; at 18 most eyes see no difference."""
 BROWSERS_PAUSE = 100
@@ -66,7 +68,8 @@ def open_video(path: Path) -> Iterator[Video]:
         return
     av = _av(path)
     try:
-        container = av.open(str(path))
+        # As a file, whatever the name looks like, and in no format that leads to other files or to the network.
+        container = av.open(f"file:{path}", options={"format_whitelist": FORMATS, "protocol_whitelist": "file"})
     except (av.error.FFmpegError, OSError) as error:
         raise BrokenImage(printable(path), f"no video that can be read: {error.strerror}") from None
     with container:
@@ -148,7 +151,9 @@ def _num_frames(image: Image.Image) -> int:
 def _open_gif(path: Path) -> Image.Image:
     try:
         return Image.open(io.BytesIO(read(path)), formats=("GIF",))
-    except (OSError, ValueError, SyntaxError) as error:
+    except BrokenImage:
+        raise
+    except Exception as error:  # decoders of damaged bytes raise whatever their parser stumbles over
         raise BrokenImage(printable(path), f"no GIF that can be read: {error}") from None
 
 
@@ -157,7 +162,7 @@ def _frames_of_gif(image: Image.Image, path: Path) -> Iterator[Frame]:
         for frame in ImageSequence.Iterator(image):
             layer = frame.convert("RGBA")
             yield np.asarray(Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB"))
-    except (OSError, EOFError, ValueError, SyntaxError) as error:
+    except Exception as error:
         raise BrokenImage(printable(path), f"damaged: {error}") from None
 
 

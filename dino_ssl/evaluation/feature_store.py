@@ -189,7 +189,7 @@ class _Stored:
             places = indices.numpy().astype(np.int64)
             broken = [(str(name), str(reason)) for name, reason in json.loads(notes["broken"])]
             is_whole = _digest(values, places) == notes["sha256"] and stamp in (None, notes["stamp"])
-        except (FileNotFoundError, SafetensorError, KeyError, ValueError):
+        except (FileNotFoundError, SafetensorError, KeyError, ValueError, TypeError, RecursionError):
             return None
         return Features(values, places, broken) if is_whole else None
 

@@ -99,7 +99,7 @@ def read(path: Path) -> list[Evaluation]:
         if content["schema"] != SCHEMA:
             raise UsageError(f"{path} has schema {content['schema']}; this version reads schema {SCHEMA}")
         return [_evaluation(entry) for entry in content["evaluations"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         if isinstance(error, UsageError):
             raise
         raise UsageError(f"{path} is no results file of dino-ssl ({type(error).__name__}: {error})") from error

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from dino_ssl.checksums import write_sidecar
 from dino_ssl.errors import RunError, UsageError
 from dino_ssl.models.encoder import Encoder
 from dino_ssl.models.timm_adapter import TimmBackbone
@@ -87,6 +88,7 @@ def _write_timm(encoder: Encoder, folder: Path) -> Features:
     file = folder / "model.safetensors"
     save_file(card.tensors, file, metadata={"format": "pt", "name": encoder.name, "digest": encoder.digest})
     file.chmod((folder / "config.json").stat().st_mode)  # safetensors makes it private
+    write_sidecar(file)
     return _timm_model(card, file)
 
 

@@ -46,6 +46,9 @@ class TimmBackbone(nn.Module):
         self.name = name
         wished = {"img_size": image_size, "dynamic_img_size": True, "drop_path_rate": drop_path}
         accepted = _constructor_arguments(name)
+        # timm's own function would also take a path or a URL of weights, and load them.
+        if strange := sorted(set(options or {}) - accepted):
+            raise UsageError(f"timm/{name} has no argument {strange[0]}; take it out of the model_args of config.json")
         self.options = {key: value for key, value in wished.items() if key in accepted} | dict(options or {})
         settings = {**self.options, "num_classes": 0, "in_chans": in_chans}
         try:
@@ -168,7 +171,7 @@ def _constructor_arguments(name: str) -> set[str]:
     """Parameter names that the class of a timm model takes: not every architecture has a size or drop path."""
     with torch.device("meta"):
         model = timm.create_model(name, pretrained=False)
-    return set(inspect.signature(type(model).__init__).parameters)
+    return set(inspect.signature(type(model).__init__).parameters) - {"self", "args", "kwargs"}
 
 
 def _output_dim(model: nn.Module, image_size: int, in_chans: int) -> int:

@@ -14,8 +14,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from dino_ssl.checksums import verify
-from dino_ssl.data.unpickling import scalar
+from dino_ssl.checksums import sidecar, verify
+from dino_ssl.data.unpickling import PlainType, scalar
 from dino_ssl.errors import RunError, UsageError
 
 RUN_CHECKPOINT = Path("checkpoints") / "checkpoint.pth"
@@ -48,7 +48,10 @@ def read_weight_file(path: Path) -> WeightFile:
     """
     try:
         path = _file_in(path)
-        content = _reader_for(path)(path)
+        read = _reader_for(path)
+        if sidecar(path).exists():
+            _check(path)
+        content = read(path)
     except OSError as error:
         raise UsageError(f"{error.filename or path} cannot be read: {error.strerror or error}") from None
     if not isinstance(content, dict) or not content:
@@ -82,7 +85,7 @@ def _card(folder: Path) -> dict[str, Any]:
         return {}
     try:
         card = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"{path} cannot be read: {error}") from error
     # Other programs have files of that name too.
     return card if isinstance(card, dict) and "architecture" in card else {}
@@ -91,8 +94,7 @@ def _card(folder: Path) -> dict[str, Any]:
 # The original's checkpoints hold its flags and a learning rate of numpy; what these names stand for runs nothing.
 _HARMLESS: list[Any] = [
     (SimpleNamespace, "argparse.Namespace"),
-    np.dtype,
-    *(type(np.dtype(kind)) for kind in ("f4", "f8", "i4", "i8", "b1")),
+    (PlainType, "numpy.dtype"),
     (scalar, "numpy.core.multiarray.scalar"),
     (scalar, "numpy._core.multiarray.scalar"),
 ]
@@ -118,10 +120,14 @@ def _check_archive(path: Path) -> None:
     with path.open("rb") as file:
         is_archive = file.read(len(ARCHIVE)) == ARCHIVE
     if is_archive:
-        try:
-            verify(path)
-        except RunError as error:
-            raise UsageError(f"{error}; fetch it again") from None
+        _check(path)
+
+
+def _check(path: Path) -> None:
+    try:
+        verify(path)
+    except RunError as error:
+        raise UsageError(f"{error}; fetch it again") from None
 
 
 def _read_safetensors(path: Path) -> Any:

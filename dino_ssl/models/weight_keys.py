@@ -6,7 +6,8 @@ from math import isqrt
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from dino_ssl.errors import UsageError
 from dino_ssl.models.backbone import VIT_SIZES
@@ -27,6 +28,8 @@ RESNETS: dict[tuple[str, tuple[int, ...]], str] = {
     ("conv3", (3, 4, 23, 3)): "timm/resnet101",
     ("conv3", (3, 8, 36, 3)): "timm/resnet152",
 }
+LARGEST_CLAIM = 2**30
+"""Bytes that a tensor may have where fewer lie in the file: no network has one so large of repeated numbers."""
 HEAD_DIM = 64
 """Dimensions of a head in every released ViT of these families; of other sizes too, as far as can be known."""
 
@@ -98,7 +101,18 @@ def _only_tensors(state: dict[str, Any], path: Path) -> Tensors:
     if not tensors:
         found = ", ".join(map(str, list(state)[:5]))
         raise UsageError(f"{path} holds no weights by name, but {found}; write the path of a checkpoint")
+    if odd := [name for name, value in tensors.items() if not _lies_in_file(value)]:
+        raise UsageError(f"{path}: {odd[0]} is no tensor of plain numbers that lie in the file; write it out dense")
     return tensors
+
+
+def _lies_in_file(value: Tensor) -> bool:
+    """Not sparse, nested, quantised, complex, without a device, or one number that claims to be a billion."""
+    if type(value) not in (Tensor, nn.Parameter) or value.layout is not torch.strided or value.is_nested:
+        return False
+    if value.device.type != "cpu" or value.is_quantized or value.is_complex():
+        return False
+    return value.nbytes <= max(value.untyped_storage().nbytes(), LARGEST_CLAIM)
 
 
 def _without_wrappers(name: str) -> str:

@@ -3,7 +3,9 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from math import inf
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -25,6 +27,8 @@ from dino_ssl.models.weight_keys import (
 )
 
 OUR_FORMAT = "dino-ssl/"
+LARGEST_SIDE = 8192
+"""Of the images of a network, pixels: a file that asks for more would have the memory filled before it is refused."""
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -82,6 +86,7 @@ def _by_our_configuration(file: WeightFile, arch: str | None) -> Plan:
     try:
         config = file.content["config"]
         model, crops = config["model"], config["crops"]
+        _check_sizes(crops["global_size"], model["patch_size"])
         _check_agreement(arch, model["name"], file.path)
         build = partial(
             build_backbone,
@@ -92,8 +97,10 @@ def _by_our_configuration(file: WeightFile, arch: str | None) -> Plan:
             small_stem=model["small_stem"],
             in_chans=len(crops["mean"]),
         )
-        images = Images(crops["global_size"], config["knn"]["center_crop"], tuple(crops["mean"]), tuple(crops["std"]))
-    except (KeyError, TypeError) as error:
+        images = _images(crops["global_size"], config["knn"]["center_crop"], crops["mean"], crops["std"])
+    except (KeyError, TypeError, ValueError) as error:
+        if isinstance(error, UsageError):
+            raise
         raise UsageError(f"{file.path} says that dino-ssl wrote it, but its configuration lacks {error}") from None
     name = f"{model['name']}/{model['patch_size']}" if model["name"] in VIT_SIZES else model["name"]
     return Plan("dino-ssl", name, build, images, all_is_stored=model["name"] in VIT_SIZES)
@@ -106,12 +113,27 @@ def _by_card(file: WeightFile, arch: str | None) -> Plan:
     try:
         told = card.get("pretrained_cfg", card)
         channels, size, _ = told["input_size"]
-        images = Images(size, told["crop_pct"], tuple(told["mean"]), tuple(told["std"]))
+        _check_sizes(channels, size)
+        images = _images(size, told["crop_pct"], told["mean"], told["std"])
         options = card.get("model_args", {})
         build = partial(TimmBackbone, card["architecture"], image_size=size, in_chans=channels, options=options)
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UsageError(f"{file.path.parent / 'config.json'} is no configuration of timm: it lacks {error}") from None
     return Plan("timm", f"timm/{card['architecture']}", build, images)
+
+
+def _check_sizes(*sizes: object) -> None:
+    """Raises ValueError for what a network cannot be built with; a damaged file may say anything."""
+    for size in sizes:
+        if not isinstance(size, int) or not 1 <= size <= LARGEST_SIDE:
+            raise ValueError(f"a size from 1 to {LARGEST_SIDE} (it says {str(size)[:40]!r})")
+
+
+def _images(size: int, center_crop: Any, mean: Any, std: Any) -> Images:
+    share, means, stds = float(center_crop), tuple(map(float, mean)), tuple(map(float, std))
+    if not 0 < share <= 1 or len(means) != len(stds) or not all(0 < deviation < inf for deviation in stds):
+        raise ValueError(f"a crop of at most 1 and as many deviations as means ({share}, {means}, {stds})")
+    return Images(size, share, means, stds)
 
 
 def _check_agreement(arch: str | None, told: str, path: Path) -> None:

@@ -61,5 +61,5 @@ class BrokenImages:
 def _read(path: Path) -> set[str]:
     if not path.exists():
         return set()
-    lines = path.read_text(encoding="utf-8").split("\n")
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
     return {line.partition("\t")[0] for line in lines if line}

@@ -187,7 +187,7 @@ def _modified(path: Path, or_else: Path) -> float:
 def _read(path: Path) -> Holder | None:
     try:
         return Holder(**json.loads(path.read_text()))
-    except (FileNotFoundError, ValueError, TypeError) as error:
+    except (FileNotFoundError, ValueError, TypeError, RecursionError) as error:
         logger.warning("%s says nothing of who holds the folder (%s)", path, error)
         return None
 

@@ -25,6 +25,8 @@ EVALUATED_STEP = "eval/of_step"
 """Under this name a line says which earlier checkpoint its numbers are of."""
 EPOCHS = "log.txt"
 """One JSON object per epoch, in the original's shape."""
+OF_METRICS, OF_EPOCHS = ("step", "epoch"), ("epoch",)
+"""Numbers that each line of the two has."""
 
 
 class Mean:
@@ -101,8 +103,8 @@ class Journal:
         """Drop the lines of later steps, which came after the checkpoint and will be written again."""
         self._start_step = step
         if self.is_main:
-            _keep_lines(self.folder / METRICS, lambda record: record["step"] <= step)
-            _keep_lines(self.folder / EPOCHS, lambda record: record["epoch"] < epoch)
+            _keep_lines(self.folder / METRICS, OF_METRICS, lambda record: record["step"] <= step)
+            _keep_lines(self.folder / EPOCHS, OF_EPOCHS, lambda record: record["epoch"] < epoch)
 
     def __enter__(self) -> "Journal":
         if self._start_step is None:
@@ -238,7 +240,7 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
         RunError: there is no such file.
     """
     with naming(folder / METRICS):
-        return [record for _, record in _records((folder / METRICS).read_bytes())]
+        return [record for _, record in _records((folder / METRICS).read_bytes(), OF_METRICS)]
 
 
 def _read_scalars(values: Mapping[str, float | int | Tensor]) -> dict[str, float]:
@@ -258,22 +260,25 @@ def _append(path: Path, record: dict[str, Any]) -> None:
         file.write(json.dumps(finite) + "\n")
 
 
-def _records(data: bytes) -> Iterator[tuple[bytes, dict[str, Any]]]:
-    """Each line that is a whole JSON object, as it stands and parsed; a kill tears at most the last."""
+def _records(data: bytes, numbers: tuple[str, ...]) -> Iterator[tuple[bytes, dict[str, Any]]]:
+    """Each line that is a whole JSON object with these numbers, as it stands and parsed; a kill tears at most the last.
+
+    Other lines are damaged, and left out.
+    """
     for line in data.split(b"\n"):
         try:
             record = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
-        if isinstance(record, dict):
+        if isinstance(record, dict) and all(isinstance(record.get(name), int | float) for name in numbers):
             yield line, record
 
 
-def _keep_lines(path: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
+def _keep_lines(path: Path, numbers: tuple[str, ...], keep: Callable[[dict[str, Any]], bool]) -> None:
     if not path.exists():
         return
     with naming(path):
         old = path.read_bytes()
-        new = b"".join(line + b"\n" for line, record in _records(old) if keep(record))
+        new = b"".join(line + b"\n" for line, record in _records(old, numbers) if keep(record))
         if new != old:
             write_atomically(path, new)

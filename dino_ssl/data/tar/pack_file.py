@@ -125,12 +125,14 @@ def read_pack_file(folder: Path) -> PackFile | None:
         return None
     except OSError as error:
         problem = f"cannot be read: {error.strerror}"
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         problem = "is damaged or of another program"
     raise UsageError(f"{path} {problem}; choose another folder, or remove the file and the shards beside it")
 
 
 def _pack_file(folder: Path, about: dict[str, Any]) -> PackFile:
+    if bad := [shard["name"] for shard in about["shards"] if Path(shard["name"]).name != shard["name"]]:
+        raise KeyError(bad[0])  # it would be read, or removed, elsewhere
     shards = [PackedShard(**{**shard, "skipped": [tuple(e) for e in shard["skipped"]]}) for shard in about["shards"]]
     return PackFile(
         folder=folder,

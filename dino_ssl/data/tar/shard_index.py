@@ -12,9 +12,9 @@ from jaxtyping import Int32, Int64, UInt8
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
-from dino_ssl.data.mapped_arrays import map_arrays
+from dino_ssl.data.mapped_arrays import Arrays, map_arrays, sealed
 
-FORMAT = 1
+FORMAT = 2
 """Files that another version wrote are read as if they were not there."""
 NO_LABEL = -1
 ARRAYS = ("firsts", "starts", "sizes", "labels", "name_starts", "names", "digests")
@@ -131,10 +131,10 @@ def save(path: Path, index: ShardIndex, about: dict[str, Any]) -> None:
         OSError: the disk refuses.
     """
     text = json.dumps({**about, "label_names": index.label_names, "problems": index.problems, "format": FORMAT})
-    arrays = {name: np.ascontiguousarray(getattr(index, name)) for name in ARRAYS}
+    arrays: Arrays = {name: getattr(index, name) for name in ARRAYS}
     arrays["about"] = np.frombuffer(text.encode(), np.uint8)
     try:
-        save_file(arrays, path)
+        save_file(sealed(arrays), path)
     except SafetensorError as error:
         raise OSError(str(error)) from None
 
@@ -147,7 +147,7 @@ def load(path: Path) -> tuple[ShardIndex, dict[str, Any]] | None:
         label_names, problems = tuple(about.pop("label_names")), tuple(map(tuple, about.pop("problems")))
         index = ShardIndex(**arrays, label_names=label_names, problems=problems)
         return (index, about) if about.pop("format") == FORMAT and _is_sound(index) else None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
 
 

@@ -154,7 +154,7 @@ def _packed(folder: str) -> Packed:
         return Packed(tuple(about["classes"]), tuple(problems))
     except FileNotFoundError:
         return Packed()
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         return Packed(problems=(f"{PACK_FILE} cannot be read, and names no classes: {error}",))
 
 
