@@ -1,4 +1,4 @@
-"""`dino-ssl inspect`: what a file of weights is, how far its training went, and where it comes from."""
+"""`dino-ssl inspect`: what a file of weights is, how far its training went, where it comes from; a backbone's cost."""
 
 import hashlib
 import json
@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
+from dino_ssl.commands.backbone_cost import add_cost, show_cost
 from dino_ssl.commands.options import add_weights, loaded_of
 from dino_ssl.commands.parsing import Parser
 from dino_ssl.errors import UsageError
@@ -19,7 +20,10 @@ if TYPE_CHECKING:
 
     from dino_ssl.models.weights import Loaded
 
-SUMMARY = "What a run or a file of weights is: architecture, what matched, training state, provenance."
+SUMMARY = (
+    "What a run or a file of weights is: architecture, what matched, training state, provenance. With --backbone or "
+    "--recipe, what a network costs before it is trained: parameters, multiplications, activations, crop by crop."
+)
 MOST_LETTERS = 800
 """Of the flags of a training of the original."""
 Row = tuple[str, str]
@@ -32,9 +36,12 @@ def run(arguments: Sequence[str]) -> None:
         UsageError: a mistake in the arguments, or a file that is refused.
     """
     parser = Parser(command="inspect", description=SUMMARY)
-    add_weights(parser, positional=True)
+    add_weights(parser, positional=True, optional=True)
+    add_cost(parser)
     words = parser.read(arguments)
     if words is None:
+        return
+    if show_cost(words):
         return
     loaded = loaded_of(words)
     try:

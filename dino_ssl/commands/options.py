@@ -19,16 +19,17 @@ if TYPE_CHECKING:  # torch takes seconds, for which help and mistakes should not
     from dino_ssl.models.weights import Loaded
 
 
-def add_network(parser: Parser, *, positional: bool = False) -> None:
+def add_network(parser: Parser, *, positional: bool = False, optional: bool = False) -> None:
     """Which network: --weights, --key, --arch, --patch-size.
 
     Args:
         positional: RUN_OR_FILE stands by itself, in commands that are about it.
+        optional: it may be left out.
     """
     add = parser.add_argument
     what = "a run's folder, or a file of weights"
     if positional:
-        add("weights", type=Path, metavar="RUN_OR_FILE", help=what)
+        add("weights", type=Path, nargs="?" if optional else None, metavar="RUN_OR_FILE", help=what)
     else:
         add("--weights", type=Path, required=True, metavar="RUN_OR_FILE", help=what)
     key = "which of the two networks of a DINO checkpoint (%(default)s)"
@@ -37,9 +38,9 @@ def add_network(parser: Parser, *, positional: bool = False) -> None:
     add("--patch-size", type=whole(1), metavar="P", help="of a ViT, pixels; the file tells, another is refused")
 
 
-def add_weights(parser: Parser, *, positional: bool = False) -> None:
+def add_weights(parser: Parser, *, positional: bool = False, optional: bool = False) -> None:
     """Which network, and how its images are prepared: those of `add_network`, --size, --center-crop."""
-    add_network(parser, positional=positional)
+    add_network(parser, positional=positional, optional=optional)
     add = parser.add_argument
     add("--size", type=whole(1), metavar="PIXELS", help="side of the images (what the network was made for)")
     crop = "side of the centre crop over the resized short side (0.875, or what the run used)"

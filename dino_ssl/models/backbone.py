@@ -71,6 +71,10 @@ class Backbone(Protocol):
         """Recompute activations in the backward pass (timm's name for it)."""
 
 
+BuiltBackbone = VisionTransformer | CMT | ResNet | TimmBackbone
+"""What `build_backbone` builds: networks that meet the contract."""
+
+
 def build_backbone(
     name: str,
     *,
@@ -80,7 +84,7 @@ def build_backbone(
     position_bias: BiasKind = "free",
     small_stem: bool = False,
     in_chans: int = 3,
-) -> VisionTransformer | CMT | ResNet | TimmBackbone:
+) -> BuiltBackbone:
     """Build a backbone with fresh weights from PyTorch's global random state.
 
     Args:

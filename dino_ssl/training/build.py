@@ -10,23 +10,14 @@ from dino_ssl.config import PretrainConfig
 from dino_ssl.data.crops import MultiCrop, dino_recipe
 from dino_ssl.dino.centering import Center
 from dino_ssl.dino.method import MultiCropNetwork, SelfDistillation
-from dino_ssl.models.backbone import Backbone, build_backbone, check_crop_sizes
+from dino_ssl.models.backbone import Backbone, BuiltBackbone, build_backbone, check_crop_sizes
 from dino_ssl.models.heads import DINOHead
 from dino_ssl.training import distributed, sharding
 
 
 def build_network(config: PretrainConfig, *, drop_path: float) -> MultiCropNetwork:
     """Backbone and head with fresh weights from PyTorch's global random state."""
-    model, head = config.model, config.head
-    backbone = build_backbone(
-        model.name,
-        image_size=config.crops.global_size,
-        patch_size=model.patch_size,
-        drop_path=drop_path,
-        position_bias=model.position_bias,
-        small_stem=model.small_stem,
-        in_chans=config.crops.channels,
-    )
+    head, backbone = config.head, fresh_backbone(config, drop_path=drop_path)
     projection = DINOHead(
         backbone.embed_dim,
         head.prototypes,
@@ -36,6 +27,20 @@ def build_network(config: PretrainConfig, *, drop_path: float) -> MultiCropNetwo
         norm_last_layer=head.norm_last_layer,
     )
     return MultiCropNetwork(backbone, projection)
+
+
+def fresh_backbone(config: PretrainConfig, *, drop_path: float) -> BuiltBackbone:
+    """The backbone alone, likewise."""
+    model = config.model
+    return build_backbone(
+        model.name,
+        image_size=config.crops.global_size,
+        patch_size=model.patch_size,
+        drop_path=drop_path,
+        small_stem=model.small_stem,
+        position_bias=model.position_bias,
+        in_chans=config.crops.channels,
+    )
 
 
 def untrained_backbone(config: PretrainConfig) -> nn.Module:

@@ -124,7 +124,7 @@ def test_export_of_a_run_for_timm_keeps_its_transform(run, capsys, tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["inspect"], "error: the following arguments are required: RUN_OR_FILE"),
+        (["inspect"], "error: RUN_OR_FILE is not given"),
         (["inspect", "nowhere"], "error: nowhere does not exist"),
         (["export", "nowhere", "--format", "tf", "--output", "x"], "error: --format: invalid choice: 'tf'"),
         (["export", "nowhere", "--format", "timm"], "required: --output"),
