@@ -58,13 +58,13 @@ class Read:
 
     Attributes:
         maps: of each block.
-        heads: their numbers.
+        heads: of each block their numbers.
         query: who looks.
         note: where there is no attention.
     """
 
-    maps: list[Float[Tensor, "heads h w"]]
-    heads: list[int]
+    maps: list[Float[Tensor, "_heads h w"]]
+    heads: list[list[int]]
     query: Query
     note: str
 
@@ -98,11 +98,12 @@ def read_attention(seen: Seen, reader: Reader, wish: Wish) -> Read:
         UsageError: a block, a head or the query is not there.
         RunError: the image does not go through the network.
     """
-    maps = []
+    maps, heads = [], []
     for block in wish.blocks:
         attention, note = reader.attention(seen.pixels[None], block)
-        heads, query = wish.heads_of(attention), wish.query or default_query(attention)
-        maps.append(attention_from(attention, query)[0, heads].float().cpu())
+        query = wish.query or default_query(attention)
+        heads.append(wish.heads_of(attention))
+        maps.append(attention_from(attention, query)[0, heads[-1]].float().cpu())
     return Read(maps, heads, query, note)
 
 
@@ -114,11 +115,11 @@ def draw_image(item: Input, reader: Reader, wish: Wish) -> Entry:
     folder.mkdir(parents=True, exist_ok=True)
     _save(seen.shown, folder / "img.png")
     several = len(wish.blocks) > 1
-    for block, maps in zip(wish.blocks, read.maps, strict=True):
+    for block, maps, heads in zip(wish.blocks, read.maps, read.heads, strict=True):
         below = folder / f"block{block}" if several else folder
         below.mkdir(exist_ok=True)
-        _draw_maps(seen.shown, maps, read.heads, below, wish)
-        heads_sheet(_look(seen, read, reader, wish, [block]), maps, read.heads).save(below / "heads.png")
+        _draw_maps(seen.shown, maps, heads, below, wish)
+        heads_sheet(_look(seen, read, reader, wish, [block]), maps, heads).save(below / "heads.png")
     shown = folder / ("layers.png" if several else "heads.png")
     if several:
         layers_sheet(_look(seen, read, reader, wish, wish.blocks), read.maps, wish.blocks, read.heads).save(shown)
@@ -147,12 +148,16 @@ def _draw_maps(
 
 
 def _save_numbers(seen: Seen, read: Read, reader: Reader, wish: Wish, path: Path) -> None:
+    heads = max(read.heads, key=len)
+    maps = np.full((len(read.maps), len(heads), *read.grid), np.nan, np.float32)  # NaN: a block has fewer heads
+    for block, found in zip(maps, read.maps, strict=True):
+        block[: len(found)] = found.numpy()
     np.savez_compressed(
         path,
-        maps=torch.stack(read.maps).numpy(),  # [blocks, heads, rows, columns]
+        maps=maps,  # [blocks, heads, rows, columns]
         grid=np.array(read.grid),
         blocks=np.array(wish.blocks),
-        heads=np.array(read.heads),
+        heads=np.array(heads),
         query=np.array(read.query.text),
         patch=np.array(read.patch or (-1, -1)),  # row and column of the patch that looks; -1: none does
         size=np.array(seen.pixels.shape[1:]),  # height and width in pixels of what the network saw

@@ -11,9 +11,11 @@ from dino_ssl.commands.progress import progress
 from dino_ssl.data.decoding import Decoded, decode, printable, read
 from dino_ssl.data.whole_image import as_rgb, resized
 from dino_ssl.evaluation.attention_index import Entry
-from dino_ssl.evaluation.queries import num_shown_blocks
+from dino_ssl.evaluation.queries import asked_by_patch, num_shown_blocks
 from dino_ssl.evaluation.viewer import PICTURE_SIDES, Scene, Shown, write_viewer
 from dino_ssl.models.weights import load_encoder
+
+FINER_NOTE = "Where a block looks from a finer grid, a patch is asked by the mean over the places that lie in it."
 
 
 def viewed(reader: Reader, words: Namespace) -> list[tuple[Reader, list[int]]]:
@@ -65,8 +67,13 @@ def _photograph(item: Input, channels: int) -> Decoded:
 def _shown(photograph: Decoded, reader: Reader, blocks: list[int], wish: Wish) -> Shown:
     size = reader.input_size(photograph.width, photograph.height, wish)
     pixels = resized(photograph.pixels, *size)[None]
-    maps, note = {}, ""
+    maps, notes = {}, []
     for block in blocks:
         attention, note = reader.attention(pixels, block)
+        if attention.queries_per_patch > 1:
+            note = FINER_NOTE
+        if attention.queries_per_patch > 1 or attention.bias is not None:
+            attention = asked_by_patch(attention)
         maps[block] = replace(attention, query=attention.query.float().cpu(), key=attention.key.float().cpu())
-    return Shown(f"{reader.encoder.name}, {reader.encoder.origin}", maps, note)
+        notes.append(note)
+    return Shown(f"{reader.encoder.name}, {reader.encoder.origin}", maps, " ".join(dict.fromkeys(filter(None, notes))))

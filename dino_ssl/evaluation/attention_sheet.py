@@ -64,10 +64,15 @@ def heads_sheet(look: Look, maps: Float[Tensor, "heads h w"], heads: Sequence[in
 
 
 def layers_sheet(
-    look: Look, maps: Sequence[Float[Tensor, "heads h w"]], blocks: Sequence[int], heads: Sequence[int]
+    look: Look, maps: Sequence[Float[Tensor, "_heads h w"]], blocks: Sequence[int], heads: Sequence[Sequence[int]]
 ) -> Image.Image:
-    """A row for each block: the mean over heads as an overlay and as a map, then each head."""
-    shown = list(heads) if len(heads) > 1 else []
+    """A row for each block: the mean over heads as an overlay and as a map, then each head.
+
+    Args:
+        heads: of each block the numbers of those in `maps`; the longest list begins with the others.
+    """
+    most = max(heads, key=len)
+    shown = list(most) if len(most) > 1 else []
     names = ["overlay", "mean of heads" if shown else "map", *(f"head {head}" for head in shown)]
     height, width = _map_size(look, maps[0], len(names))
     rows = []
@@ -75,6 +80,7 @@ def layers_sheet(
         mean = block.mean(0)
         pictures = [_overlay(look, mean, height, width), _map(look, mean, height, width)]
         pictures += [_map(look, head, height, width) for head in block[: len(shown)]]
+        pictures += [np.full((height, width, 3), 255, np.uint8)] * (len(names) - len(pictures))
         columns = names if number == blocks[0] else ()
         rows.append(Row([Tile(picture) for picture in pictures], columns=columns, label=f"block {number}"))
     return page(look.title, look.about, rows, legend=LEGEND)

@@ -1,7 +1,7 @@
 """Whose attention is shown, and what is shown of networks that have none."""
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -12,23 +12,23 @@ from dino_ssl.models.attention_map import AttentionMap, NoAttention
 from dino_ssl.models.backbone import Backbone
 
 SIMILARITY_TEMPERATURE = 0.5
+LEAST_WEIGHT = 1e-6
+"""Smaller ones count as this much where their logarithm is taken."""
 SIMILARITY_NOTE = (
     "no attention in this network: shown is how far the features of each place go along with those of the query"
 )
 
 
 def attention_from(attention: AttentionMap, query: Query) -> Float[Tensor, "b heads h w"]:
-    """The weights that a token gives to the patches.
+    """The weights that a token gives to the patches; a patch in which several queries lie, their mean.
 
     They sum to less than 1 where prefix tokens have a share.
 
     Raises:
         UsageError: the network has no such token.
     """
-    if query.text == "mean":
-        row = mean_over_patches(attention)
-    else:
-        row = attention.rows(torch.tensor([_index(attention, query)], device=attention.query.device))[:, :, 0]
+    mean = query.text == "mean"
+    row = mean_over_patches(attention) if mean else attention.rows(_queries(attention, query)).mean(2)
     return row[..., attention.num_prefix_tokens :].reshape(*row.shape[:2], *attention.grid)
 
 
@@ -37,8 +37,8 @@ def default_query(attention: AttentionMap) -> Query:
     return Query("cls" if attention.has_class_token and attention.num_prefix_tokens else "mean")
 
 
-def _index(attention: AttentionMap, query: Query) -> int:
-    """Where the token stands among the queries.
+def _queries(attention: AttentionMap, query: Query) -> Int64[Tensor, " q"]:
+    """Where the token stands among the queries, or all those of a patch.
 
     Raises:
         UsageError: nowhere.
@@ -46,14 +46,12 @@ def _index(attention: AttentionMap, query: Query) -> int:
     prefix = attention.num_prefix_tokens
     patch = query.patch(attention.grid)
     if patch is not None:
-        if attention.query.shape[2] != attention.key.shape[2]:
-            raise UsageError(f"query={query.text}: queries and keys of this network lie on different grids; write mean")
-        return prefix + patch[0] * attention.grid[1] + patch[1]
+        return attention.queries_of(*patch)
     first = int(attention.has_class_token)  # registers that come before the first one
     index = 0 if query.text == "cls" else first + query.register - 1
     if prefix == 0 or index >= prefix or (query.text == "cls" and not attention.has_class_token):
         raise UsageError(f"query={query.text}: this network has {_tokens(prefix, attention.has_class_token)}")
-    return index
+    return torch.tensor([index], device=attention.query.device)
 
 
 def _tokens(num_prefix: int, has_class_token: bool) -> str:
@@ -63,6 +61,24 @@ def _tokens(num_prefix: int, has_class_token: bool) -> str:
     if not has_class_token:
         return f"no class token; its registers are 1 to {num_prefix}"
     return "a class token and " + (f"registers 1 to {num_prefix - 1}" if num_prefix > 1 else "no registers")
+
+
+def asked_by_patch(attention: AttentionMap) -> AttentionMap:
+    """The same weights as factors of their own: a query for each patch, the mean over those that lie in it; no bias.
+
+    For networks without prefix tokens. What is no product of few numbers needs as many as there are patches: the
+    logarithms of the weights are the queries.
+    """
+    (rows, columns), side = attention.grid, attention.queries_per_patch
+    assert attention.num_prefix_tokens == 0
+    parts = []
+    for row in range(rows):
+        queries = slice(row * side * columns * side, (row + 1) * side * columns * side)
+        parts.append(attention.rows(queries).unflatten(2, (side, columns, side)).mean((2, 4)))
+    logits = torch.cat(parts, 2).clamp_min(LEAST_WEIGHT).log()
+    logits = logits - (logits.amax(-1, keepdim=True) + logits.amin(-1, keepdim=True)) / 2  # short ones round best
+    key = torch.eye(rows * columns, device=logits.device).expand(*logits.shape[:2], -1, -1)
+    return AttentionMap(logits, key, attention.grid, 0, has_class_token=False)
 
 
 def num_shown_blocks(backbone: Backbone) -> int:

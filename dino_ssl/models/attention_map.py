@@ -1,7 +1,9 @@
 """What a backbone says of its attention."""
 
 from dataclasses import dataclass
+from math import isqrt
 
+import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
@@ -31,6 +33,18 @@ class AttentionMap:
     num_prefix_tokens: int
     bias: Float[Tensor, "heads queries keys"] | None = None
     has_class_token: bool = True
+
+    @property
+    def queries_per_patch(self) -> int:
+        """Queries along a side of each patch, where queries lie on a finer grid than keys; 1 where on the same."""
+        return isqrt((self.query.shape[2] - self.num_prefix_tokens) // (self.grid[0] * self.grid[1]))
+
+    def queries_of(self, row: int, column: int) -> Int64[Tensor, " q"]:
+        """Where the queries that lie in a patch stand among all."""
+        side = self.queries_per_patch
+        inside = torch.arange(side, device=self.query.device)
+        rows, columns = row * side + inside, column * side + inside
+        return self.num_prefix_tokens + (rows[:, None] * self.grid[1] * side + columns).flatten()
 
     @property
     def weights(self) -> Float[Tensor, "b heads queries keys"]:

@@ -18,7 +18,7 @@ from dino_ssl.evaluation.masks import mass_mask
 from dino_ssl.models.backbone import build_backbone
 from dino_ssl.models.weights import load_encoder
 
-ARCH = {"vit.pth": ["--arch", "vit_micro"]}
+ARCH = {"vit.pth": ["--arch", "vit_micro"], "cmt.pth": ["--arch", "cmt_micro"]}
 
 
 @pytest.fixture(scope="module")
@@ -28,6 +28,7 @@ def weights(tmp_path_factory):
     torch.manual_seed(0)
     torch.save(build_backbone("vit_micro", image_size=32, patch_size=8).state_dict(), folder / "vit.pth")
     torch.save(build_backbone("resnet18", image_size=32).state_dict(), folder / "resnet.pth")
+    torch.save(build_backbone("cmt_micro", image_size=224).state_dict(), folder / "cmt.pth")
     return folder
 
 
@@ -175,6 +176,23 @@ def test_files_from_several_folders_are_told_apart_by_what_differs_in_their_path
         "one/deep/x.png/img.png",
         "two/x.png/img.png",
     ]
+
+
+def test_every_stage_of_a_cmt_is_drawn_with_its_own_number_of_heads(weights, draw, tmp_path):
+    path = photograph(tmp_path / "a.png")
+    assert draw(path, "--block", "all", network="cmt.pth") == 0
+    found = np.load(tmp_path / "attention" / "a.png" / "attention.npz")
+    assert found["maps"].shape == (5, 8, *found["grid"]) and found["query"] == "mean"
+    assert [int(np.isfinite(block).all((1, 2)).sum()) for block in found["maps"]] == [1, 2, 4, 4, 8]
+    encoder = load_encoder(weights / "cmt.pth", arch="cmt_micro")
+    pixels = torch.from_numpy(np.array(Image.open(tmp_path / "attention" / "a.png" / "img.png"))).permute(2, 0, 1)
+    images = normalize(pixels[None], encoder.mean, encoder.std)
+    for block, maps in enumerate(found["maps"]):
+        weights_of_block = encoder.backbone.attention(images, block).weights[0]
+        heads = len(weights_of_block)
+        np.testing.assert_allclose(maps[:heads].reshape(heads, -1), weights_of_block.mean(1).numpy(), atol=1e-6)
+    assert draw(path, "--block", "0", "--query", "0.4,0.9", "--viewer", "--output-dir", "asked", network="cmt.pth") == 0
+    assert (tmp_path / "asked" / "viewer.html").is_file()
 
 
 def test_a_network_without_attention_shows_similarity_as_one_head(draw, tmp_path):

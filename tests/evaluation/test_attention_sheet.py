@@ -44,13 +44,15 @@ def test_each_head_stands_on_the_sheet_with_squares_of_one_size(grid):
 def test_a_sheet_has_the_width_of_a_screen_for_any_image(heads, threshold, side):
     sheet = heads_sheet(look(*side, threshold=threshold), maps(heads, side[0] // 16, side[1] // 16), range(heads))
     assert sheet.width <= 1500
-    layers = layers_sheet(look(*side), list(maps(3, heads, side[0] // 16, side[1] // 16)), [0, 1, 2], range(heads))
+    layers = layers_sheet(
+        look(*side), list(maps(3, heads, side[0] // 16, side[1] // 16)), [0, 1, 2], [range(heads)] * 3
+    )
     assert layers.width <= 2500
 
 
 def test_the_layers_stand_below_each_other_with_all_their_heads():
     weights = maps(3, 2, 6, 8)
-    sheet = layers_sheet(look(96, 128), list(weights), [1, 5, 11], [0, 1])
+    sheet = layers_sheet(look(96, 128), list(weights), [1, 5, 11], [[0, 1]] * 3)
     corners = []
     for block in weights:
         tiles = [coloured(unit_range(each)).repeat(40, 0).repeat(40, 1) for each in (*block, block.mean(0))]
@@ -58,6 +60,16 @@ def test_the_layers_stand_below_each_other_with_all_their_heads():
     tops = [{y for _, y in block} for block in corners]
     assert all(len(top) == 1 for top in tops) and tops == sorted(tops, key=max)
     assert len({tuple(x for x, _ in block) for block in corners}) == 1  # one column for each head
+
+
+def test_a_layer_with_fewer_heads_leaves_their_places_empty():
+    first, second = maps(3, 6, 8).split((1, 2))
+    sheet = layers_sheet(look(96, 128), [first, second], [0, 1], [[0], [0, 1]])
+    tiles = [coloured(unit_range(each)).repeat(40, 0).repeat(40, 1) for each in (first[0], *second)]
+    (alone, below, last) = (places(sheet, tile)[-1] for tile in tiles)
+    assert alone[0] == below[0] < last[0]
+    beside = np.asarray(sheet)[alone[1] : alone[1] + 240, last[0] : last[0] + 320]
+    assert (beside == 255).all()
 
 
 def test_the_patch_that_looks_is_framed():

@@ -5,7 +5,13 @@ import torch
 
 from dino_ssl.errors import UsageError
 from dino_ssl.evaluation.attention import cls_attention, mean_over_patches
-from dino_ssl.evaluation.queries import attention_from, attention_or_similarity, default_query, similarity
+from dino_ssl.evaluation.queries import (
+    asked_by_patch,
+    attention_from,
+    attention_or_similarity,
+    default_query,
+    similarity,
+)
 from dino_ssl.evaluation.query import Query
 from dino_ssl.models.attention_map import AttentionMap
 from dino_ssl.models.backbone import build_backbone
@@ -39,6 +45,42 @@ def patches(attention, query):
 def test_a_query_is_its_row_of_the_table(text, token):
     attention = attention_of()
     torch.testing.assert_close(attention_from(attention, Query.of(text)), patches(attention, token))
+
+
+def finer(grid=(2, 3), side=2):
+    """Attention from a grid of `side` times the rows and columns of its keys, with a bias."""
+    generator = torch.Generator().manual_seed(0)
+    num_keys = grid[0] * grid[1]
+    query, key = (torch.randn(2, 2, n, 8, generator=generator) for n in (num_keys * side**2, num_keys))
+    bias = torch.randn(2, num_keys * side**2, num_keys, generator=generator)
+    return AttentionMap(query, key, grid, 0, bias=bias, has_class_token=False)
+
+
+def inside(attention, row, column, side):
+    """The mean of the rows of all queries in a patch, one by one."""
+    across, rows = attention.grid[1] * side, []
+    for i in range(side):
+        for j in range(side):
+            rows.append(attention.weights[:, :, (row * side + i) * across + column * side + j])
+    return sum(rows) / side**2
+
+
+@pytest.mark.parametrize("side", [1, 2, 4])
+def test_where_queries_lie_on_a_finer_grid_a_patch_is_the_mean_of_those_in_it(side):
+    attention = finer(side=side)
+    assert attention.queries_per_patch == side
+    expected = inside(attention, 1, 2, side).unflatten(-1, (2, 3))
+    torch.testing.assert_close(attention_from(attention, Query.of("0.9,0.6")), expected)
+
+
+@pytest.mark.parametrize("side", [1, 2, 4])
+def test_attention_that_is_asked_by_patch_has_the_same_weights_as_factors_without_a_bias(side):
+    attention = finer(side=side)
+    asked = asked_by_patch(attention)
+    assert asked.bias is None and asked.query.shape == asked.key.shape == (2, 2, 6, 6)
+    expected = torch.stack([inside(attention, row, column, side) for row in range(2) for column in range(3)], 2)
+    torch.testing.assert_close(asked.weights, expected)
+    torch.testing.assert_close(asked.query.amax(-1), -asked.query.amin(-1))
 
 
 def test_without_a_query_the_class_token_looks_or_else_the_mean_of_all():
