@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from dino_ssl.errors import UsageError
 from dino_ssl.models.attention_map import AttentionMap
 from dino_ssl.models.block_features import BlockFeatures
+from dino_ssl.models.cifar_resnet import CIFAR_SIZES, CifarResNet
 from dino_ssl.models.cmt import CMT, CMT_SIZES, BiasKind
 from dino_ssl.models.resnet import LAYOUTS, ResNet
 from dino_ssl.models.timm_adapter import TimmBackbone
@@ -64,6 +65,14 @@ class Backbone(Protocol):
     ) -> tuple[Float[Tensor, "b d"], list[Float[Tensor, "b _d _h _w"]]]:
         """What calling it gives, and `stage_features`, from one pass."""
 
+    def pooled_and_preactivations(
+        self, images: Float[Tensor, "b c x y"]
+    ) -> tuple[Float[Tensor, "b d"], list[Float[Tensor, "b _d _h _w"]]]:
+        """As `pooled_and_stages`, each stage before the ReLU that ends it or follows it; the same where none does.
+
+        UsageError where the network cannot tell.
+        """
+
     def attention(self, images: Float[Tensor, "b c x y"], block: int = -1) -> AttentionMap:
         """Attention of a block; NoAttention if the architecture has none to show."""
 
@@ -71,7 +80,7 @@ class Backbone(Protocol):
         """Recompute activations in the backward pass (timm's name for it)."""
 
 
-BuiltBackbone = VisionTransformer | CMT | ResNet | TimmBackbone
+BuiltBackbone = VisionTransformer | CMT | ResNet | CifarResNet | TimmBackbone
 """What `build_backbone` builds: networks that meet the contract."""
 
 
@@ -88,7 +97,7 @@ def build_backbone(
     """Build a backbone with fresh weights from PyTorch's global random state.
 
     Args:
-        name: a key of `VIT_SIZES` or of `CMT_SIZES`, resnet18, resnet50, or timm/NAME.
+        name: a key of `VIT_SIZES`, `CMT_SIZES` or `CIFAR_SIZES`, resnet18, resnet50, or timm/NAME.
         image_size: the main input size, pixels.
         patch_size: ViT only; divides `image_size`.
         position_bias: CMT only.
@@ -114,6 +123,8 @@ def build_backbone(
         )  # fmt: skip
     if name in LAYOUTS:
         return ResNet(name, drop_path=drop_path, small_stem=small_stem, in_chans=in_chans)
+    if name in CIFAR_SIZES:
+        return CifarResNet(name, drop_path=drop_path, in_chans=in_chans)
     if name.startswith("timm/"):
         return TimmBackbone(name.removeprefix("timm/"), image_size=image_size, drop_path=drop_path, in_chans=in_chans)
     raise UsageError(unknown_backbone(name))
@@ -143,7 +154,7 @@ def check_crop_sizes(backbone: nn.Module, sizes: dict[str, int], in_chans: int =
 
 def unknown_backbone(name: str, *, knob: str = "model.name") -> str:
     """What to say of a name that is no backbone."""
-    known = [*VIT_SIZES, *CMT_SIZES, *LAYOUTS]
+    known = [*VIT_SIZES, *CMT_SIZES, *LAYOUTS, *CIFAR_SIZES]
     near = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean {near[0]}? " if near else ""
     return f"{knob}={name} is unknown; {hint}choose {', '.join(known)}, or timm/NAME for any timm model"

@@ -190,6 +190,12 @@ class CMT(nn.Module):
         stages = self.stage_features(images)
         return self.norm(stages[-1]).mean((2, 3)), stages
 
+    def pooled_and_preactivations(
+        self, images: Float[Tensor, "b c x y"]
+    ) -> tuple[Float[Tensor, "b d"], list[Float[Tensor, "b _d _h _w"]]]:
+        """As `pooled_and_stages`: no activation ends a stage."""
+        return self.pooled_and_stages(images)
+
     def attention(self, images: Float[Tensor, "b c x y"], block: int = -1) -> AttentionMap:
         """What a block attends to; the grid of the keys is that of `patch_features` in every stage.
 

@@ -60,5 +60,31 @@ class ResNet(TimmResNet):  # type: ignore[misc]
         last, stages = self.forward_intermediates(images, indices=[1, 2, 3, 4])
         return self.forward_head(last), stages
 
+    def pooled_and_preactivations(
+        self, images: Float[Tensor, "b c x y"]
+    ) -> tuple[Float[Tensor, "b d"], list[Float[Tensor, "b _d _h _w"]]]:
+        """The average-pooled last stage, and the four stages, each before its last ReLU."""
+        return resnet_preactivations(self, images)
+
     def attention(self, images: Float[Tensor, "b c x y"], block: int = -1) -> AttentionMap:
         raise NoAttention(f"{self.name} has no attention to show; ViTs have")
+
+
+def resnet_preactivations(
+    model: TimmResNet, images: Float[Tensor, "b c x y"]
+) -> tuple[Float[Tensor, "b d"], list[Float[Tensor, "b _d _h _w"]]]:
+    """What a ResNet of timm gives, and what the last activation of each stage is given."""
+    seen: list[Tensor] = []
+    ends = [stage[-1] for stage in (model.layer1, model.layer2, model.layer3, model.layer4)]
+    # A copy, because that activation works in place.
+    hooks = [
+        (end.act3 if isinstance(end, Bottleneck) else end.act2).register_forward_pre_hook(
+            lambda _, inputs: seen.append(inputs[0].clone())
+        )
+        for end in ends
+    ]
+    try:
+        return model(images), seen
+    finally:
+        for hook in hooks:
+            hook.remove()

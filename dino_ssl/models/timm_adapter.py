@@ -8,6 +8,7 @@ from typing import Any
 import timm
 import torch
 from jaxtyping import Float
+from timm.models.resnet import ResNet as TimmResNet
 from timm.models.vision_transformer import Attention
 from timm.models.vision_transformer import VisionTransformer as TimmVisionTransformer
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from dino_ssl.errors import UsageError
 from dino_ssl.models.attention_map import AttentionMap, NoAttention
 from dino_ssl.models.block_features import BlockFeatures, only_block
+from dino_ssl.models.resnet import resnet_preactivations
 from dino_ssl.models.stage_choice import NUM_STAGES, stage_blocks
 
 
@@ -129,6 +131,16 @@ class TimmBackbone(nn.Module):
             raise UsageError(f"timm/{self.name} does not give the features of its stages; vit_small and resnet50 do")
         last, maps = self.model.forward_intermediates(images, indices=stages)
         return self.model.forward_head(last), maps
+
+    def pooled_and_preactivations(
+        self, images: Float[Tensor, "b c x y"]
+    ) -> tuple[Float[Tensor, "b d"], list[Float[Tensor, "b _d _h _w"]]]:
+        """Of ResNets each stage before its last activation; of ViTs `pooled_and_stages`; no other model can tell."""
+        if isinstance(self.model, TimmResNet):
+            return resnet_preactivations(self.model, images)
+        if not self._is_vit:
+            raise UsageError(f"timm/{self.name} does not give its stages before their activation; ResNets and ViTs do")
+        return self.pooled_and_stages(images)
 
     def attention(self, images: Float[Tensor, "b c x y"], block: int = -1) -> AttentionMap:
         """What a block of a plain ViT attends to, recomputed because fused attention never stores it."""

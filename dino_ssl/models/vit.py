@@ -158,6 +158,12 @@ class VisionTransformer(nn.Module):
                 stages.append(self._patches(tokens, self.grid(images)))
         return self.norm(tokens[:, 0]), stages
 
+    def pooled_and_preactivations(
+        self, images: Float[Tensor, "b c x y"]
+    ) -> tuple[Float[Tensor, "b d"], list[Float[Tensor, "b d h w"]]]:
+        """As `pooled_and_stages`: no activation ends a block."""
+        return self.pooled_and_stages(images)
+
     def attention(self, images: Float[Tensor, "b c x y"], block: int = -1) -> AttentionMap:
         """What a block attends to, recomputed because fused attention never stores it."""
         if not -self.num_blocks <= block < self.num_blocks:

@@ -11,13 +11,14 @@ from torch import Tensor, nn
 
 from dino_ssl.errors import UsageError
 from dino_ssl.models.backbone import VIT_SIZES
+from dino_ssl.models.cifar_resnet import CIFAR_SIZES, CifarSize
 
 Tensors = dict[str, Tensor]
 
 WRAPPERS = ("module.", "_orig_mod.", "backbone.")
 BACKBONE = "backbone."
 CONTAINERS = ("state_dict", "model")
-NOT_OF_THE_BACKBONE = ("head", "fc", "classifier", "dino_head", "ibot_head", "mask_token", "masked_embed")
+NOT_OF_THE_BACKBONE = ("head", "fc", "classifier", "linear", "dino_head", "ibot_head", "mask_token", "masked_embed")
 """First parts of names that may be left out: projection and classification heads, and tokens for masked patches."""
 
 DINOV2_SIZES = {(384, 12): "s", (768, 12): "b", (1024, 24): "l", (1536, 40): "g"}
@@ -54,7 +55,7 @@ class Recognised:
     """What the names say.
 
     Attributes:
-        family: dino, ibot, dinov2, timm, torchvision.
+        family: dino, ibot, dinov2, timm, torchvision, cifar.
         name: of the architecture, for people.
         arch: a name for `build_backbone`; empty for ViTs, which `options` describe.
         options: arguments of `VisionTransformer` or of `build_backbone`.
@@ -151,7 +152,7 @@ def recognise(network: Network, path: Path) -> Recognised:
     """
     if is_vit(network):
         return recognise_vit(network, path)
-    if found := recognise_resnet(network):
+    if found := recognise_resnet(network) or recognise_cifar_resnet(network):
         return found
     some = ", ".join(sorted(network.tensors)[:5])
     raise UsageError(
@@ -187,6 +188,18 @@ def recognise_resnet(network: Network) -> Recognised | None:
     stem = names["conv1.weight"]
     options = {"in_chans": stem.shape[1]} | ({"small_stem": True} if stem.shape[-1] == 3 else {})
     return Recognised("torchvision", arch.removeprefix("timm/"), arch, options)
+
+
+def recognise_cifar_resnet(network: Network) -> Recognised | None:
+    """One of `CIFAR_SIZES`, told by its three stages, their widths, and where its first BN stands."""
+    names = network.tensors
+    firsts = [f"layer{stage}.0.conv1.weight" for stage in (1, 2, 3)]
+    if not {"conv1.weight", "bn1.weight", *firsts} <= names.keys() or "layer4.0.conv1.weight" in names:
+        return None
+    stem, width = len(names["conv1.weight"]), len(names[firsts[0]])
+    size = CifarSize(len(_numbers(names, "layer1.")), stem, width, is_wide=len(names["bn1.weight"]) != stem)
+    name = next((name for name, known in CIFAR_SIZES.items() if known == size), None)
+    return Recognised("cifar", name, name, {"in_chans": names["conv1.weight"].shape[1]}) if name else None
 
 
 def recognise_vit(network: Network, path: Path) -> Recognised:

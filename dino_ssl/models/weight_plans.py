@@ -11,6 +11,7 @@ from torch import nn
 
 from dino_ssl.errors import UsageError
 from dino_ssl.models.backbone import VIT_SIZES, build_backbone, unknown_backbone
+from dino_ssl.models.cifar_resnet import CIFAR_SIZES
 from dino_ssl.models.cmt import CMT_SIZES
 from dino_ssl.models.resnet import LAYOUTS
 from dino_ssl.models.timm_adapter import TimmBackbone
@@ -21,6 +22,7 @@ from dino_ssl.models.weight_keys import (
     Recognised,
     is_vit,
     recognise,
+    recognise_cifar_resnet,
     recognise_resnet,
     recognise_vit,
     trained_grid,
@@ -42,12 +44,16 @@ class Images:
     std: tuple[float, ...] = IMAGENET_STD
 
 
+CIFAR_IMAGES = Images(size=32, center_crop=1.0, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+"""Whole pixels in [0, 1]: files of CIFAR networks do not say how their images were normalised."""
+
+
 @dataclass(frozen=True)
 class Plan:
     """A network to build and its images.
 
     Attributes:
-        family: dino-ssl, dino, ibot, dinov2, timm or torchvision.
+        family: dino-ssl, dino, ibot, dinov2, timm, torchvision or cifar.
         name: of the architecture, for people.
         build: makes it with fresh weights.
         all_is_stored: whether the network is nothing but its tensors, so that it can be made without their values.
@@ -161,7 +167,9 @@ def _by_our_name(arch: str, network: Network, path: Path) -> Plan:
         return _by_names(Recognised(found.family, name, "", {**found.options, **sizes}), path)
     if arch in LAYOUTS and (resnet := recognise_resnet(network)):
         return _by_names(Recognised(resnet.family, arch, arch, resnet.options), path)
-    if not any(arch in known for known in (VIT_SIZES, CMT_SIZES, LAYOUTS)):
+    if arch in CIFAR_SIZES and (small := recognise_cifar_resnet(network)):
+        return _by_names(Recognised(small.family, arch, arch, small.options), path)
+    if not any(arch in known for known in (VIT_SIZES, CMT_SIZES, LAYOUTS, CIFAR_SIZES)):
         raise UsageError(unknown_backbone(arch, knob="arch"))
     # Where nothing of it fits, the error says what would have been wanted.
     return Plan("", arch, partial(build_backbone, arch, image_size=Images.size), Images())
@@ -173,6 +181,8 @@ def _by_names(found: Recognised, path: Path) -> Plan:
             f"{path} takes {found.options['in_chans']} channels and does not say their mean and deviation; write the "
             "checkpoint of a run, or a folder with the config.json of timm"
         )
+    if found.family == "cifar":
+        return Plan(found.family, found.name, partial(build_backbone, found.arch, image_size=32), CIFAR_IMAGES)
     if found.arch:
         build = partial(build_backbone, found.arch, image_size=Images.size, **found.options)
         return Plan(found.family, found.name, build, Images())

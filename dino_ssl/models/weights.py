@@ -27,7 +27,7 @@ class Loaded:
     """An encoder and where it comes from.
 
     Attributes:
-        family: dino-ssl, dino, ibot, dinov2, timm or torchvision.
+        family: dino-ssl, dino, ibot, dinov2, timm, torchvision or cifar.
         key: teacher or student; empty where the file holds one network only.
         tensors: what the file gave to the backbone, as it was there.
     """

@@ -23,6 +23,8 @@ EVERY = [
     ("cmt_odd", {"small_stem": True}, (24, (2, 4, 8, 16), 8)),
     ("resnet18", {"small_stem": True}, (512, (1, 2, 4, 8), None)),
     ("resnet50", {}, (2048, (4, 8, 16, 32), None)),
+    ("resnet8x4", {}, (256, (1, 2, 4), None)),
+    ("wrn_16_2", {}, (128, (1, 2, 4), None)),
     ("timm/vit_tiny_patch16_224", {}, (192, (16,) * 4, 3)),
     ("timm/vit_medium_patch16_reg1_gap_256", {}, (512, (16,) * 4, 8)),
     ("timm/convnext_atto", {}, (320, (4, 8, 16, 32), None)),
@@ -49,6 +51,7 @@ def test_every_backbone_meets_the_whole_contract_at_any_size(name, options, expe
         assert pooled.shape == (2, dim) and pooled.isfinite().all() and not torch.equal(*pooled)
         grid = check_patches_and_blocks(backbone, images)
         check_stages(backbone, images, pooled, strides)
+        check_preactivations(name, backbone, images, pooled)
         check_attention(backbone, images, heads, grid)
     check_gradients(backbone, images)
 
@@ -77,6 +80,23 @@ def check_stages(backbone, images, pooled, strides):
     for stage, stride in zip(stages, strides, strict=True):
         assert stage.shape[2:] == tuple(math.ceil(side / stride) for side in images.shape[2:])
         assert stage.isfinite().all() and not torch.equal(*stage)
+
+
+def check_preactivations(name, backbone, images, pooled):
+    """What a ReLU makes of them are the stages, or they are the stages themselves; wide ResNets have a BN between."""
+    if name in ("timm/convnext_atto", "timm/swin_tiny_patch4_window7_224", "timm/efficientnet_lite0"):
+        with pytest.raises(UsageError, match=f"{name} does not give its stages before"):
+            backbone.pooled_and_preactivations(images)
+        return
+    stages = backbone.stage_features(images)
+    same, before = backbone.pooled_and_preactivations(images)
+    torch.testing.assert_close(same, pooled)
+    assert [maps.shape for maps in before] == [maps.shape for maps in stages]
+    if "resnet" in name:
+        assert all(maps.min() < 0 for maps in before)
+        torch.testing.assert_close([maps.relu() for maps in before], stages)
+    elif not name.startswith("wrn"):
+        torch.testing.assert_close(before, stages)
 
 
 def check_attention(backbone, images, heads, grid):
@@ -157,3 +177,15 @@ def test_a_timm_model_without_features_of_its_stages_is_refused_by_name(monkeypa
     assert backbone.stage_dims == ()
     with pytest.raises(UsageError, match="timm/convnext_atto does not give the features of its stages"):
         backbone.stage_features(torch.zeros(1, 3, 64, 64))
+
+
+@pytest.mark.parametrize("name", ["timm/resnet10t", "timm/resnet14t"])
+def test_resnets_of_timm_tell_their_stages_before_the_activation_with_gradients(name):
+    """Of both kinds of block."""
+    backbone, images = build_backbone(name, image_size=64).eval(), torch.randn(1, 3, 64, 64)
+    pooled, before = backbone.pooled_and_preactivations(images)
+    expected = backbone.pooled_and_stages(images)
+    torch.testing.assert_close((pooled, [maps.relu() for maps in before]), expected)
+    sum(maps.sum() for maps in before).backward()
+    assert backbone.model.conv1[0].weight.grad.abs().sum() > 0
+    assert not any(module._forward_pre_hooks for module in backbone.modules())
