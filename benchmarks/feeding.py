@@ -59,7 +59,7 @@ def synthetic(setting: Setting, steps: int) -> Iterator[Batch]:
         torch.randint(0, 256, (num, setting.batch, 3, size, size), dtype=torch.uint8, device=setting.device)
         for num, size in shapes
     ]
-    return (Batch(views, []) for _ in range(steps + NOT_COUNTED))
+    return (Batch(views, [], []) for _ in range(steps + NOT_COUNTED))
 
 
 def train(step: Callable[[Views], None], made: Iterator[Batch], steps: int, device: torch.device) -> Fed:

@@ -13,7 +13,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "PretrainConfig": "config",
     "read_config": "config_yaml",
-    "pretrain": "training.loop",
+    "pretrain": "training.pretraining",
     "build_backbone": "models.backbone",
     "load_encoder": "models.weights",
     "Encoder": "models.encoder",

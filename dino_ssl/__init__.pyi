@@ -16,6 +16,6 @@ from dino_ssl.models.backbone import build_backbone as build_backbone
 from dino_ssl.models.encoder import Encoder as Encoder
 from dino_ssl.models.heads import DINOHead as DINOHead
 from dino_ssl.models.weights import load_encoder as load_encoder
-from dino_ssl.training.loop import pretrain as pretrain
+from dino_ssl.training.pretraining import pretrain as pretrain
 
 __version__: str

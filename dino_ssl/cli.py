@@ -17,6 +17,7 @@ from dino_ssl.errors import DivergedError, RunError, Stopped, UsageError
 # Each is a module of `commands`, imported only when it is asked for: torch takes seconds.
 COMMANDS = {
     "pretrain": "train a backbone on images without labels",
+    "finetune": "train a backbone with labels, from scratch or from a checkpoint",
     "stats": "look at a data set: numbers, broken and duplicate images, a picture of its crops",
     "pack": "write a data set as tar shards",
     "attention": "draw where a network looks in photographs and videos",

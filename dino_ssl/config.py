@@ -20,7 +20,21 @@ Sharding = Literal["none", "fsdp2"]
 
 
 @dataclass(frozen=True)
-class Crops:
+class Pixels:
+    """How images become what a network sees."""
+
+    channels: int = 3
+    """3 for colour, 1 for grey, others as arrays have them (then no hue, no saturation)."""
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    """Channel means of the data in [0, 1], as `dino-ssl stats` prints them; ImageNet's by default."""
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    """Channel deviations of the data in [0, 1]; ImageNet's by default."""
+    renderer: Renderer = "fused"
+    """fused: fast; pil: operation by operation as the original; device: on the GPU, the CPU only decodes."""
+
+
+@dataclass(frozen=True)
+class Crops(Pixels):
     """Views of an image (paper, section 3.1 and appendix; augmentation of BYOL)."""
 
     global_size: int = 224
@@ -43,14 +57,6 @@ class Crops:
     """Probability of Gaussian blur: first global, second global, local crops; 0 0 0 below 64 pixels."""
     solarize: float = 0.2
     """Probability of solarization, second global crop only."""
-    channels: int = 3
-    """3 for colour, 1 for grey, others as arrays have them (then no hue, no saturation)."""
-    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
-    """Channel means of the data in [0, 1], as `dino-ssl stats` prints them; ImageNet's by default."""
-    std: tuple[float, ...] = (0.229, 0.224, 0.225)
-    """Channel deviations of the data in [0, 1]; ImageNet's by default."""
-    renderer: Renderer = "fused"
-    """fused: fast; pil: operation by operation as the original; device: on the GPU, the CPU only decodes."""
 
 
 @dataclass(frozen=True)
@@ -214,8 +220,8 @@ class Log:
 
 
 @dataclass(frozen=True)
-class PretrainConfig:
-    """Pretrain a backbone with DINO on images without labels."""
+class RunConfig:
+    """What every training has, whatever it trains."""
 
     data: str = ""
     """SOURCE of the images: a folder (with or without class folders), or a name such as digits, cifar10."""
@@ -239,6 +245,17 @@ class PretrainConfig:
     """auto takes CUDA where there is one."""
     precision: Precision = "auto"
     """auto: bf16 autocast on GPUs that have it, fp32 elsewhere."""
+    crops: Pixels = field(default_factory=Pixels)
+    loader: Loader = field(default_factory=Loader)
+    parallel: Parallel = field(default_factory=Parallel)
+    checkpoint: Checkpoint = field(default_factory=Checkpoint)
+    log: Log = field(default_factory=Log)
+
+
+@dataclass(frozen=True)
+class PretrainConfig(RunConfig):
+    """Pretrain a backbone with DINO on images without labels."""
+
     compat: Compat = "none"
     """dino: the original's choices where ours differ (docs/deviations.md lists them)."""
     crops: Crops = field(default_factory=Crops)
@@ -246,9 +263,5 @@ class PretrainConfig:
     head: Head = field(default_factory=Head)
     dino: Dino = field(default_factory=Dino)
     optim: Optim = field(default_factory=Optim)
-    loader: Loader = field(default_factory=Loader)
-    parallel: Parallel = field(default_factory=Parallel)
     knn: Knn = field(default_factory=Knn)
     evaluate: Evaluate = field(default_factory=Evaluate)
-    checkpoint: Checkpoint = field(default_factory=Checkpoint)
-    log: Log = field(default_factory=Log)

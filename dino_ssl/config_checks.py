@@ -4,11 +4,11 @@ Pure: no file, no device and no data set is looked at. Each problem is one line 
 and says the rule and what to write instead.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from dino_ssl.config import Parallel, PretrainConfig
+from dino_ssl.config import Model, Parallel, PretrainConfig, RunConfig
 from dino_ssl.config_schema import flatten, shown
 
 
@@ -24,13 +24,27 @@ class Range:
 MOST_STEPS = 10**8
 """Steps that a run may have: schedules hold a value for each."""
 # `holds` is written so that NaN fails it.
+OF_EVERY_RUN = (
+    Range(
+        "must be at least 1",
+        lambda x: x >= 1,
+        "epochs steps batch_size micro_batch_size shuffle_buffer crops.channels model.patch_size "
+        "checkpoint.every_steps checkpoint.keep_last log.every_steps",
+    ),
+    Range(
+        "must not be negative",
+        lambda x: 0 <= x < float("inf"),
+        "loader.num_workers loader.num_processes checkpoint.keep_every",
+    ),
+    Range("must be above 0", lambda x: 0 < x < float("inf"), "parallel.bucket_mb"),
+    Range("must lie between 0 and 1", lambda x: 0 <= x <= 1, "loader.max_broken"),
+    Range("must fit into 32 bits without a sign", lambda x: 0 <= x < 2**32, "seed"),
+)
 RANGES = (
     Range(
         "must be at least 1",
         lambda x: x >= 1,
-        "epochs steps batch_size micro_batch_size shuffle_buffer crops.channels crops.global_size "
-        "crops.local_size model.patch_size head.hidden_dim head.bottleneck_dim knn.k knn.max_images "
-        "checkpoint.every_steps checkpoint.keep_last log.every_steps",
+        "crops.global_size crops.local_size head.hidden_dim head.bottleneck_dim knn.k knn.max_images",
     ),
     Range("must be at least 2, or every image looks the same to the loss", lambda x: x >= 2, "head.prototypes"),
     Range(
@@ -38,26 +52,23 @@ RANGES = (
         lambda x: 0 <= x < float("inf"),
         "crops.num_local_crops dino.warmup_teacher_temperature_epochs optim.min_lr optim.warmup_epochs "
         "optim.weight_decay optim.weight_decay_end optim.clip_grad optim.freeze_last_layer_epochs "
-        "loader.num_workers loader.num_processes knn.every_epochs evaluate.every_epochs checkpoint.keep_every",
+        "knn.every_epochs evaluate.every_epochs",
     ),
     Range(
         "must be above 0",
         lambda x: 0 < x < float("inf"),
-        "dino.student_temperature dino.teacher_temperature dino.warmup_teacher_temperature optim.lr knn.temperature "
-        "parallel.bucket_mb",
+        "dino.student_temperature dino.teacher_temperature dino.warmup_teacher_temperature optim.lr knn.temperature",
     ),
     Range(
         "must lie between 0 and 1",
         lambda x: 0 <= x <= 1,
-        "crops.flip crops.grayscale crops.solarize dino.center_momentum dino.momentum "
-        "dino.momentum_end loader.max_broken",
+        "crops.flip crops.grayscale crops.solarize dino.center_momentum dino.momentum dino.momentum_end",
     ),
     # A share of 1 would drop every block, and an empty crop has no pixel.
     Range("must be at least 0 and below 1", lambda x: 0 <= x < 1, "model.drop_path"),
     Range("must be above 0 and at most 1", lambda x: 0 < x <= 1, "knn.center_crop"),
     # The hue turns by 0.1 of this strength, and half a turn is the most there is.
     Range("must lie between 0 and 5", lambda x: 0 <= x <= 5, "crops.color_jitter"),
-    Range("must fit into 32 bits without a sign", lambda x: 0 <= x < 2**32, "seed"),
     Range(
         "must be two shares of the area, 0 < smallest <= largest <= 1",
         lambda x: 0 < x[0] <= x[1] <= 1,
@@ -67,15 +78,15 @@ RANGES = (
     Range("must be numbers above 0 and at most 1", lambda x: all(0 < c <= 1 for c in x), "crops.std"),
 )
 # A digit too many is told before it fills the memory.
+LARGEST_OF_EVERY_RUN = (
+    Range("must be at most 8192 pixels", lambda x: x <= 8192, "model.patch_size"),
+    Range("must be at most 1000", lambda x: x <= 1000, "crops.channels loader.num_workers loader.num_processes"),
+)
 LARGEST = (
-    Range("must be at most 8192 pixels", lambda x: x <= 8192, "crops.global_size crops.local_size model.patch_size"),
+    Range("must be at most 8192 pixels", lambda x: x <= 8192, "crops.global_size crops.local_size"),
     Range("must be at most 65536", lambda x: x <= 2**16, "head.hidden_dim head.bottleneck_dim"),
     Range("must be at most a million", lambda x: x <= 10**6, "head.prototypes"),
-    Range(
-        "must be at most 1000",
-        lambda x: x <= 1000,
-        "crops.num_local_crops crops.channels loader.num_workers loader.num_processes",
-    ),
+    Range("must be at most 1000", lambda x: x <= 1000, "crops.num_local_crops"),
 )
 
 
@@ -83,7 +94,7 @@ def check(config: PretrainConfig) -> list[str]:
     """Every problem that shows without looking at the data; empty where the configuration is sound."""
     run = float(config.epochs) if config.steps is None else float("inf")
     return [
-        *_ranges(config),
+        *broken_ranges(config, (*RANGES, *LARGEST)),
         *_data(config),
         *_channels(config),
         *_patches(config),
@@ -108,9 +119,10 @@ def check_schedule(config: PretrainConfig, steps_per_epoch: int) -> list[str]:
     return list(_warmups(config, run, f"steps={config.steps} ({run:.3g} epochs)"))
 
 
-def _ranges(config: PretrainConfig) -> Iterator[str]:
-    values, defaults = flatten(config), flatten(PretrainConfig())
-    for limit in (*RANGES, *LARGEST):
+def broken_ranges(config: RunConfig, ranges: Iterable[Range]) -> Iterator[str]:
+    """Knobs outside of `ranges`, or of those that every run has."""
+    values, defaults = flatten(config), flatten(type(config)())
+    for limit in (*OF_EVERY_RUN, *LARGEST_OF_EVERY_RUN, *ranges):
         for knob in limit.knobs.split():
             value = values[knob]
             if value is not None and not limit.holds(value):
@@ -133,16 +145,22 @@ def _channels(config: PretrainConfig) -> Iterator[str]:
 
 
 def _patches(config: PretrainConfig) -> Iterator[str]:
-    crops, patch = config.crops, config.model.patch_size
-    if not config.model.name.startswith("vit_") or patch < 1:
-        return
-    sizes = {"global_size": crops.global_size}
+    crops = config.crops
+    sizes = {"crops.global_size": crops.global_size}
     if crops.num_local_crops > 0:
-        sizes["local_size"] = crops.local_size
+        sizes["crops.local_size"] = crops.local_size
+    yield from patch_problems(config.model, sizes)
+
+
+def patch_problems(model: Model, sizes: Mapping[str, int]) -> Iterator[str]:
+    """Sides in pixels, by knob, that do not divide into the patches of a ViT."""
+    patch = model.patch_size
+    if not model.name.startswith("vit_") or patch < 1:
+        return
     for knob, size in sizes.items():
         if size >= 1 and size % patch:
             near = patch * max(1, round(size / patch))
-            yield f"crops.{knob}={size} does not divide into patches of model.patch_size={patch}; try {near}"
+            yield f"{knob}={size} does not divide into patches of model.patch_size={patch}; try {near}"
 
 
 def _batch_norm(config: PretrainConfig) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""The command line of `dino-ssl pretrain`: recipes, preset and flags -> one sound configuration.
+"""The command line of a training: recipes, preset and flags -> one sound configuration.
 
 The words are first taken apart with the table of knobs, so that recipes may stand anywhere and the original's
 flags can be translated. tyro then reads the values; if it refuses, each flag is tried alone, so that every
@@ -18,13 +18,11 @@ from typing import Any, get_args, get_origin
 
 import tyro
 
-from dino_ssl.config import PretrainConfig
-from dino_ssl.config_schema import KNOBS, Layer, build, did_you_mean, nearest, to_flag
+from dino_ssl.config_schema import C, Kind, Layer, build, did_you_mean, nearest, to_flag
 from dino_ssl.config_yaml import preset_names, read_layers, sound_checks
 from dino_ssl.errors import UsageError
-from dino_ssl.original_flags import REPLACEMENTS, WITHOUT_EFFECT, Replacement, boolean, unchanged
+from dino_ssl.original_flags import Replacement, boolean, unchanged
 
-PROG = "dino-ssl pretrain"
 PROGRAM = "evaluate.submit"
 """The one knob that names a program."""
 
@@ -42,6 +40,7 @@ class Flag:
 class CommandLine:
     """A command line taken apart, with its mistakes (see `Layer`) and remarks."""
 
+    kind: Kind[Any]
     recipes: list[Path] = field(default_factory=list)
     preset: str | None = None
     flags: list[Flag] = field(default_factory=list)
@@ -50,17 +49,18 @@ class CommandLine:
     notes: list[str] = field(default_factory=list)
 
 
-def configure(arguments: Sequence[str]) -> tuple[PretrainConfig, list[str]]:
-    """The configuration that the words after `dino-ssl pretrain` mean, and notes for the user.
+def configure(arguments: Sequence[str], kind: Kind[C]) -> tuple[C, list[str]]:
+    """The configuration that the words after the command mean, and notes for the user.
 
     Raises:
         UsageError: every mistake in the recipes, in the flags, and in how knobs fit each other.
     """
-    line = take_apart(arguments)
-    layer = read_layers(line.recipes, line.preset)
+    line = take_apart(arguments, kind)
+    layer = read_layers(line.recipes, line.preset, kind)
     layer.update(Layer(problems=line.problems, suspects=line.suspects))
-    config = apply_flags(build(layer.values), line.flags, layer)
-    problems = layer.problems + sound_checks(config, layer.suspects) + _programs(line, layer, config.output_dir)
+    config = apply_flags(build(layer.values, kind), line.flags, layer, kind)
+    problems = layer.problems + sound_checks(config, layer.suspects, kind)
+    problems += _programs(line, layer, config.output_dir)
     if problems:
         raise UsageError(*problems)
     return config, line.notes
@@ -75,9 +75,9 @@ def _programs(line: CommandLine, layer: Layer, output_dir: Path) -> list[str]:
     return [f"{PROGRAM}={command} in a recipe would be run as a program; write it as a flag, {to_flag(PROGRAM)} '...'"]
 
 
-def take_apart(arguments: Sequence[str]) -> CommandLine:
+def take_apart(arguments: Sequence[str], kind: Kind[Any]) -> CommandLine:
     """Sort the words into recipes and flags; each flag takes as many words as its knob has values."""
-    line, words = CommandLine(), deque(arguments)
+    line, words = CommandLine(kind), deque(arguments)
     while words:
         word = words.popleft()
         if not word.startswith("-"):
@@ -92,17 +92,17 @@ def take_apart(arguments: Sequence[str]) -> CommandLine:
 
 def _take_flag(line: CommandLine, written: str, words: deque[str]) -> None:
     name = written.lstrip("-").replace("-", "_")
-    if name in WITHOUT_EFFECT:
+    if name in line.kind.without_effect:
         _values(words, 1)
         line.notes.append(f"{written} has no effect: ranks and addresses come from torchrun's environment")
-    elif name == "preset":
+    elif name == "preset" and line.kind.has_presets:
         _take_preset(line, _values(words, 1))
-    elif name in REPLACEMENTS:
-        _take_knob(line, written, REPLACEMENTS[name], words)
-    elif name in KNOBS:
-        _take_knob(line, written, Replacement(name, boolean if KNOBS[name] is bool else unchanged), words)
-    elif KNOBS.get(_without_no(name)) is bool:
-        line.flags.append(Flag(written, _without_no(name), _words(_without_no(name), ["false"])))
+    elif name in line.kind.replacements:
+        _take_knob(line, written, line.kind.replacements[name], words)
+    elif name in line.kind.knobs:
+        _take_knob(line, written, Replacement(name, boolean if line.kind.knobs[name] is bool else unchanged), words)
+    elif line.kind.knobs.get(_without_no(name)) is bool:
+        line.flags.append(Flag(written, _without_no(name), _words(_without_no(name), bool, ["false"])))
     else:
         _take_unknown(line, written, name, words)
 
@@ -115,14 +115,14 @@ def _take_preset(line: CommandLine, values: list[str]) -> None:
 
 
 def _take_knob(line: CommandLine, written: str, to: Replacement, words: deque[str]) -> None:
-    kind = KNOBS[to.knob]
+    kind = line.kind.knobs[to.knob]
     if kind is bool:
         values = [words.popleft()] if words and not _is_flag_or_recipe(words[0]) else ["true"]
     else:
         values = _values(words, _num_values(kind))
     try:
         rewritten = [to.rewrite(value) for value in values]
-        line.flags.append(Flag(written, to.knob, _words(to.knob, rewritten)))
+        line.flags.append(Flag(written, to.knob, _words(to.knob, kind, rewritten)))
     except ValueError as rule:
         line.problems.append(f"{written}={' '.join(values)} {rule}")
         line.suspects.add(to.knob)
@@ -138,9 +138,9 @@ def _num_values(kind: Any) -> int:
 def _take_unknown(line: CommandLine, written: str, name: str, words: deque[str]) -> None:
     while words and not _is_flag_or_recipe(words[0]):
         words.popleft()
-    meant = nearest(name, [*KNOBS, *REPLACEMENTS, "preset"])
-    line.suspects |= {REPLACEMENTS[m].knob if m in REPLACEMENTS else m for m in meant}
-    spellings = (f"--{m}" if m in REPLACEMENTS else to_flag(m) for m in meant)
+    meant = nearest(name, [*line.kind.knobs, *line.kind.replacements, *(["preset"] if line.kind.has_presets else [])])
+    line.suspects |= {line.kind.replacements[m].knob if m in line.kind.replacements else m for m in meant}
+    spellings = (f"--{m}" if m in line.kind.replacements else to_flag(m) for m in meant)
     line.problems.append(f"unknown flag {written}{did_you_mean(spellings)}")
 
 
@@ -161,9 +161,9 @@ def _is_recipe(word: str) -> bool:
     return word.endswith((".yaml", ".yml"))
 
 
-def _words(knob: str, values: list[str]) -> list[str]:
+def _words(knob: str, kind: Any, values: list[str]) -> list[str]:
     """What tyro reads; its switches are --a.b and --a.no-b."""
-    if KNOBS[knob] is not bool:
+    if kind is not bool:
         return [to_flag(knob), *values]
     section, dot, name = knob.rpartition(".")
     return [to_flag(knob if values == ["true"] else f"{section}{dot}no_{name}")]
@@ -174,21 +174,21 @@ def _without_no(name: str) -> str:
     return f"{section}{dot}{leaf.removeprefix('no_')}"
 
 
-def apply_flags(config: PretrainConfig, flags: Sequence[Flag], layer: Layer) -> PretrainConfig:
+def apply_flags(config: C, flags: Sequence[Flag], layer: Layer, kind: Kind[C]) -> C:
     """`config` with the flags on top; those that tyro refuses go into `layer` as problems."""
     try:
-        changed = _read(config, flags)
+        changed = _read(config, flags, kind)
         good = list(flags)
     except ValueError:
-        good = [flag for flag in flags if not _refused(config, flag, layer)]
-        changed = _read(config, good)
+        good = [flag for flag in flags if not _refused(config, flag, layer, kind)]
+        changed = _read(config, good, kind)
     layer.suspects -= {flag.knob for flag in good}
     return changed
 
 
-def _refused(config: PretrainConfig, flag: Flag, layer: Layer) -> bool:
+def _refused(config: C, flag: Flag, layer: Layer, kind: Kind[C]) -> bool:
     try:
-        _read(config, [flag])
+        _read(config, [flag], kind)
     except ValueError as refusal:
         alias = "" if flag.words[0] == flag.written.replace("_", "-") else f" (written as {flag.written})"
         layer.problems.append(f"{refusal}{alias}")
@@ -197,13 +197,13 @@ def _refused(config: PretrainConfig, flag: Flag, layer: Layer) -> bool:
     return False
 
 
-def _read(config: PretrainConfig, flags: Sequence[Flag]) -> PretrainConfig:
+def _read(config: C, flags: Sequence[Flag], kind: Kind[C]) -> C:
     """tyro's reading of the flags; ValueError with its explanation."""
     words = [word for flag in flags for word in flag.words]
     explanation = io.StringIO()
     try:
         with redirect_stderr(explanation):
-            return tyro.cli(PretrainConfig, args=words, default=config, prog=PROG, add_help=False)
+            return tyro.cli(kind.config, args=words, default=config, prog=f"dino-ssl {kind.command}", add_help=False)
     except SystemExit as refusal:
         raise ValueError(_first_paragraph(explanation.getvalue())) from refusal
 

@@ -1,18 +1,21 @@
-"""The dataclasses of `config` seen as a flat table: dotted key -> type, and values in and out of that table.
+"""The dataclasses of a configuration seen as a flat table: dotted key -> type, and values in and out of that table.
 
 A *knob* is one value (`optim.lr`), a *section* the dataclass around it (`optim`).
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from difflib import get_close_matches
+from functools import cached_property
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Generic, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from dino_ssl.config import PretrainConfig
-from dino_ssl.original_flags import REPLACEMENTS
+from dino_ssl.config import RunConfig
+from dino_ssl.original_flags import Replacement
+
+C = TypeVar("C", bound=RunConfig)
 
 
 def _members(section: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -22,8 +25,36 @@ def _members(section: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from _members(kind, f"{prefix}{name}.")  # type: ignore[arg-type]
 
 
-SECTIONS: dict[str, Any] = {key: kind for key, kind in _members(PretrainConfig) if is_dataclass(kind)}
-KNOBS: dict[str, Any] = {key: kind for key, kind in _members(PretrainConfig) if key not in SECTIONS}
+@dataclass(frozen=True)
+class Kind(Generic[C]):
+    """A command that trains, and its configuration.
+
+    Attributes:
+        command: what stands after `dino-ssl`.
+        check: problems that show without looking at the data, one line each.
+        replacements: flags of an original that this command takes, too.
+        without_effect: those of its flags that are read and dropped.
+        has_presets: whether --preset takes a name.
+    """
+
+    command: str
+    config: type[C]
+    check: Callable[[C], list[str]]
+    replacements: Mapping[str, Replacement] = field(default_factory=dict)
+    without_effect: tuple[str, ...] = ()
+    has_presets: bool = False
+
+    @cached_property
+    def sections(self) -> dict[str, Any]:
+        """Dotted key -> dataclass; what this configuration adds comes before what all have."""
+        found = [(key, kind) for key, kind in _members(self.config) if is_dataclass(kind)]
+        own = self.config.__annotations__
+        return dict(sorted(found, key=lambda item: item[0].partition(".")[0] not in own))
+
+    @cached_property
+    def knobs(self) -> dict[str, Any]:
+        """Dotted key -> type."""
+        return {key: kind for key, kind in _members(self.config) if key not in self.sections}
 
 
 @dataclass
@@ -142,30 +173,30 @@ def _scalar_rule(value: object, kind: type) -> str:
     return "must be text" + (f"; write '{str(value).lower()}' in quotes" if quotable else "")
 
 
-def take(layer: Layer, where: str, key: str, value: object) -> None:
+def take(layer: Layer, where: str, key: str, value: object, kind: Kind[Any]) -> None:
     """Enter `key: value` into `layer`, as a value or as a problem that begins with `where`."""
-    if key in SECTIONS:
-        layer.suspects |= {knob for knob in KNOBS if knob.startswith(f"{key}.")}
-        layer.problems.append(f"{where}{key}={shown(value)} must be a section: {_example(key)}")
-    elif key not in KNOBS:
-        replacement = REPLACEMENTS.get(key.rpartition(".")[2])
-        meant = [replacement.knob] if replacement else nearest(key, [*KNOBS, *SECTIONS])
-        layer.suspects |= {knob for knob in KNOBS if any(f"{knob}.".startswith(f"{m}.") for m in meant)}
+    if key in kind.sections:
+        layer.suspects |= {knob for knob in kind.knobs if knob.startswith(f"{key}.")}
+        layer.problems.append(f"{where}{key}={shown(value)} must be a section: {_example(key, kind)}")
+    elif key not in kind.knobs:
+        replacement = kind.replacements.get(key.rpartition(".")[2])
+        meant = [replacement.knob] if replacement else nearest(key, [*kind.knobs, *kind.sections])
+        layer.suspects |= {knob for knob in kind.knobs if any(f"{knob}.".startswith(f"{m}.") for m in meant)}
         layer.problems.append(f"{where}unknown key '{key}'{did_you_mean(meant)}")
     else:
         try:
-            layer.values[key] = convert(value, KNOBS[key])
+            layer.values[key] = convert(value, kind.knobs[key])
         except ValueError as rule:
             layer.suspects.add(key)
             layer.problems.append(f"{where}{key}={shown(value)} {rule}")
 
 
-def _example(section: str) -> str:
-    knob = next(knob for knob in KNOBS if knob.startswith(f"{section}."))
+def _example(section: str, kind: Kind[Any]) -> str:
+    knob = next(knob for knob in kind.knobs if knob.startswith(f"{section}."))
     return f"write its knobs below it, such as {knob.removeprefix(section + '.')}, two spaces further in"
 
 
-def flatten(config: PretrainConfig) -> dict[str, Any]:
+def flatten(config: RunConfig) -> dict[str, Any]:
     """Dotted key -> value for every knob, in the order of the dataclasses."""
     return dict(_flat(config, ""))
 
@@ -179,18 +210,18 @@ def _flat(section: Any, prefix: str) -> Iterator[tuple[str, Any]]:
             yield prefix + member.name, value
 
 
-def build(values: Mapping[str, Any]) -> PretrainConfig:
+def build(values: Mapping[str, Any], kind: Kind[C]) -> C:
     """The configuration with these knobs, every other at its default."""
-    config: PretrainConfig = _built(PretrainConfig, values, "")
+    config: C = _built(kind.config, values, "", kind)
     return config
 
 
-def _built(section: Any, values: Mapping[str, Any], prefix: str) -> Any:
+def _built(section: Any, values: Mapping[str, Any], prefix: str, kind: Kind[Any]) -> Any:
     arguments: dict[str, Any] = {}
     for member in fields(section):
         key = prefix + member.name
-        if key in SECTIONS:
-            arguments[member.name] = _built(SECTIONS[key], values, f"{key}.")
+        if key in kind.sections:
+            arguments[member.name] = _built(kind.sections[key], values, f"{key}.", kind)
         elif key in values:
             arguments[member.name] = values[key]
     return section(**arguments)

@@ -16,9 +16,9 @@ import yaml
 from yaml.composer import ComposerError
 from yaml.constructor import ConstructorError
 
-from dino_ssl.config import PretrainConfig
-from dino_ssl.config_checks import check
-from dino_ssl.config_schema import KNOBS, SECTIONS, Layer, build, did_you_mean, flatten, nearest, shown, take
+from dino_ssl.config import PretrainConfig, RunConfig
+from dino_ssl.config_kinds import KINDS, PRETRAIN, kind_of
+from dino_ssl.config_schema import C, Kind, Layer, build, did_you_mean, flatten, nearest, shown, take
 from dino_ssl.errors import UsageError
 
 PRESETS: Traversable = resources.files("dino_ssl") / "presets"
@@ -82,40 +82,50 @@ def read_config(files: Sequence[Path], preset: str | None = None) -> PretrainCon
     Raises:
         UsageError: every mistake in every file, and every combination that makes no sense.
     """
-    layer = read_layers(files, preset)
-    config = build(layer.values)
-    problems = layer.problems + sound_checks(config, layer.suspects)
+    layer = read_layers(files, preset, PRETRAIN)
+    config = build(layer.values, PRETRAIN)
+    problems = layer.problems + sound_checks(config, layer.suspects, PRETRAIN)
     if problems:
         raise UsageError(*problems)
     return config
 
 
-def load_config(file: Path) -> PretrainConfig:
+def load_config(file: Path, kind: Kind[C]) -> C:
     """What `write_config` wrote, not checked again: rules may have become stricter since.
 
     Raises:
-        UsageError: the file cannot be read, or was written by a version with other knobs.
+        UsageError: the file cannot be read, is of another command, or of a version with other knobs.
     """
-    layer = read_layer(file)
+    layer = read_layer(file, kind)
     if layer.problems:
         raise UsageError(*layer.problems)
-    return build(layer.values)
+    return build(layer.values, kind)
 
 
-def sound_checks(config: PretrainConfig, suspects: set[str]) -> list[str]:
-    """`check`, without complaints about knobs that stand at their default only because of another mistake."""
-    return [problem for problem in check(config) if re.split("[= ]", problem)[0] not in suspects]
+def load_any_config(file: Path) -> RunConfig:
+    """`load_config` of whatever command wrote the file, which has every knob of that command and no other."""
+    layers = [(read_layer(file, kind), kind) for kind in KINDS]
+    layer, kind = next(((layer, kind) for layer, kind in layers if not layer.problems), layers[0])
+    if layer.problems:
+        raise UsageError(*layer.problems)
+    config: RunConfig = build(layer.values, kind)
+    return config
 
 
-def read_layers(files: Sequence[Path], preset: str | None = None) -> Layer:
+def sound_checks(config: C, suspects: set[str], kind: Kind[C]) -> list[str]:
+    """The checks, without complaints about knobs that stand at their default only because of another mistake."""
+    return [problem for problem in kind.check(config) if re.split("[= ]", problem)[0] not in suspects]
+
+
+def read_layers(files: Sequence[Path], preset: str | None, kind: Kind[Any]) -> Layer:
     """The preset and `files` in order, as one layer."""
     recipes = Layer()
     for file in files:
-        recipes.update(read_layer(file))
+        recipes.update(read_layer(file, kind))
     name = preset or recipes.preset
     if name is None:
         return recipes
-    merged = read_preset(name)
+    merged = read_preset(name, kind)
     merged.update(recipes)
     return merged
 
@@ -124,29 +134,29 @@ def preset_names() -> list[str]:
     return sorted(entry.name.removesuffix(".yaml") for entry in PRESETS.iterdir() if entry.name.endswith(".yaml"))
 
 
-def read_preset(name: str) -> Layer:
+def read_preset(name: str, kind: Kind[Any]) -> Layer:
     """The preset's layer; an unknown name is its one problem."""
     names = preset_names()
     if name not in names:
         meant = did_you_mean(nearest(name, names))
         problem = f"preset={name} is unknown{meant or ';'} the presets are {', '.join(names)}"
-        return Layer(problems=[problem], suspects=set(KNOBS))
-    layer = read_layer(PRESETS / f"{name}.yaml")
+        return Layer(problems=[problem], suspects=set(kind.knobs))
+    layer = read_layer(PRESETS / f"{name}.yaml", kind)
     if layer.preset is not None:
         layer.problems.append(f"preset={name} names another preset, {layer.preset}; a preset stands alone")
     return layer
 
 
-def read_layer(file: Traversable) -> Layer:
+def read_layer(file: Traversable, kind: Kind[Any]) -> Layer:
     """What one file says, its mistakes included; never raises for a bad file."""
     layer = Layer()
     try:
         # A loader keeps the line of every node, which the plain `yaml.load` forgets.
         loader = _Loader(file.read_text(encoding="utf-8"))
         root = loader.get_single_node()
-        _take_node(layer, loader, root, prefix="", name=str(file), lines={})
+        _take_node(layer, loader, root, kind, prefix="", name=str(file), lines={})
     except _UNREADABLE as error:
-        return Layer(problems=[_unreadable(str(file), error)], suspects=set(KNOBS))
+        return Layer(problems=[_unreadable(str(file), error)], suspects=set(kind.knobs))
     return layer
 
 
@@ -197,14 +207,21 @@ def _unreadable(name: str, error: Exception) -> str:
 
 
 def _take_node(
-    layer: Layer, loader: _Loader, node: yaml.Node | None, *, prefix: str, name: str, lines: dict[str, int]
+    layer: Layer,
+    loader: _Loader,
+    node: yaml.Node | None,
+    kind: Kind[Any],
+    *,
+    prefix: str,
+    name: str,
+    lines: dict[str, int],
 ) -> None:
     """Enter a mapping's keys into `layer`; `lines` remembers where each key stood first."""
     if node is None or _is_null(node):
         return  # an empty file, or a section whose lines are all commented out
     if not isinstance(node, yaml.MappingNode):
         layer.problems.append(f"{name}:{node.start_mark.line + 1}: must be lines of `key: value`")
-        layer.suspects |= set(KNOBS)
+        layer.suspects |= set(kind.knobs)
         return
     for key_node, value_node in node.value:
         key, line = f"{prefix}{key_node.value}", key_node.start_mark.line + 1
@@ -213,26 +230,26 @@ def _take_node(
             layer.problems.append(f"{where}'{key}' stands on line {lines[key]} already; keep one of the two")
             continue
         lines[key] = line
-        if key in SECTIONS and (isinstance(value_node, yaml.MappingNode) or _is_null(value_node)):
-            _take_node(layer, loader, value_node, prefix=f"{key}.", name=name, lines=lines)
+        if key in kind.sections and (isinstance(value_node, yaml.MappingNode) or _is_null(value_node)):
+            _take_node(layer, loader, value_node, kind, prefix=f"{key}.", name=name, lines=lines)
         else:
-            _take_value(layer, where, key, loader.construct_object(value_node, deep=True))
+            _take_value(layer, where, key, loader.construct_object(value_node, deep=True), kind)
 
 
 def _is_null(node: yaml.Node) -> bool:
     return isinstance(node, yaml.ScalarNode) and node.tag == "tag:yaml.org,2002:null"
 
 
-def _take_value(layer: Layer, where: str, key: str, value: object) -> None:
-    if key != "preset":
-        take(layer, where, key, value)
+def _take_value(layer: Layer, where: str, key: str, value: object, kind: Kind[Any]) -> None:
+    if key != "preset" or not kind.has_presets:
+        take(layer, where, key, value, kind)
     elif isinstance(value, str):
         layer.preset = value
     else:
         layer.problems.append(f"{where}preset={shown(value)} must be a name: {', '.join(preset_names())}")
 
 
-def to_dict(config: PretrainConfig) -> dict[str, Any]:
+def to_dict(config: RunConfig) -> dict[str, Any]:
     """Nested dictionary of plain values: text, numbers, booleans, None, lists."""
     plain: dict[str, Any] = _plain(asdict(config))
     return plain
@@ -250,38 +267,39 @@ def _plain(value: Any) -> Any:
             return value
 
 
-def from_dict(tree: Mapping[str, Any]) -> PretrainConfig:
+def from_dict(tree: Mapping[str, Any], kind: Kind[C]) -> C:
     """The inverse of `to_dict`; knobs that `tree` lacks are at their defaults.
 
     Raises:
         UsageError: unknown keys and wrong values, all of them.
     """
     layer = Layer()
-    _take_tree(layer, tree, "")
+    _take_tree(layer, tree, "", kind)
     if layer.problems:
         raise UsageError(*layer.problems)
-    return build(layer.values)
+    return build(layer.values, kind)
 
 
-def _take_tree(layer: Layer, tree: Mapping[str, Any], prefix: str) -> None:
+def _take_tree(layer: Layer, tree: Mapping[str, Any], prefix: str, kind: Kind[Any]) -> None:
     for name, value in tree.items():
-        if prefix + name in SECTIONS and isinstance(value, Mapping):
-            _take_tree(layer, value, f"{prefix}{name}.")
+        if prefix + name in kind.sections and isinstance(value, Mapping):
+            _take_tree(layer, value, f"{prefix}{name}.", kind)
         else:
-            take(layer, "", prefix + name, value)
+            take(layer, "", prefix + name, value, kind)
 
 
-def write_config(config: PretrainConfig, file: Path) -> None:
-    """Write every knob as plain YAML that `read_config` turns into an equal configuration."""
+def write_config(config: RunConfig, file: Path) -> None:
+    """Write every knob as plain YAML that `load_config` turns into an equal configuration."""
     text = yaml.dump(to_dict(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
     unfinished = file.with_name(f"{file.name}.tmp")
     unfinished.write_text(
-        f"# Every knob of this run: `dino-ssl pretrain {file.name}` repeats it.\n{text}", encoding="utf-8"
+        f"# Every knob of this run: `dino-ssl {kind_of(config).command} {file.name}` repeats it.\n{text}",
+        encoding="utf-8",
     )
     unfinished.replace(file)
 
 
-def differences(before: PretrainConfig, after: PretrainConfig) -> list[str]:
+def differences(before: C, after: C) -> list[str]:
     """One line per knob that differs: "optim.lr: 0.0005 -> 0.001"."""
     old, new = flatten(before), flatten(after)
-    return [f"{key}: {shown(old[key])} -> {shown(new[key])}" for key in KNOBS if old[key] != new[key]]
+    return [f"{key}: {shown(old[key])} -> {shown(new[key])}" for key in old if old[key] != new[key]]

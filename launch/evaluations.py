@@ -6,6 +6,7 @@ from pathlib import Path
 
 from dino_ssl.config import PretrainConfig
 from dino_ssl.config_flags import configure
+from dino_ssl.config_kinds import PRETRAIN
 from launch.profiles import Profile, cpus_of_node, memory_of_node, tasks_of_node
 from launch.script import Place, executor
 
@@ -17,7 +18,7 @@ NOT_THEIRS = ("signal", "output", "error", "open-mode", "chdir", "wckey")
 
 def configure_for_cluster(words: Sequence[str]) -> tuple[PretrainConfig, list[str]]:
     """`configure`, for a run whose `evaluate.submit` the profile will say, unless a flag does."""
-    return configure(["--evaluate.submit", FROM_PROFILE, *words])
+    return configure(["--evaluate.submit", FROM_PROFILE, *words], PRETRAIN)
 
 
 def with_evaluations(config: PretrainConfig, profile: Profile, name: str) -> PretrainConfig:

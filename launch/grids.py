@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dino_ssl.config_schema import KNOBS, convert, did_you_mean, nearest, shown, to_flag
+from dino_ssl.config_kinds import PRETRAIN
+from dino_ssl.config_schema import convert, did_you_mean, nearest, shown, to_flag
 from dino_ssl.config_yaml import Entry, read_entries
 from dino_ssl.errors import UsageError
 
@@ -49,8 +50,8 @@ def read_grid(file: Path) -> list[Point]:
 
 def _mistakes(entry: Entry) -> list[str]:
     knob = entry.key
-    if knob not in KNOBS:
-        return [f"{entry.where}unknown key '{knob}'{did_you_mean(nearest(knob, KNOBS))}"]
+    if knob not in PRETRAIN.knobs:
+        return [f"{entry.where}unknown key '{knob}'{did_you_mean(nearest(knob, PRETRAIN.knobs))}"]
     if knob == "output_dir":
         return [f"{entry.where}output_dir is chosen for each point; write --output-dir for the sweep's folder"]
     if not isinstance(entry.value, list) or not entry.value:
@@ -64,7 +65,7 @@ def _mistakes(entry: Entry) -> list[str]:
 
 def _mistake(value: object, knob: str) -> str | None:
     try:
-        convert(value, KNOBS[knob])
+        convert(value, PRETRAIN.knobs[knob])
     except ValueError as rule:
         return f"{knob}={shown(value)} {rule}"
     return None

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any, get_args
 
-from dino_ssl.config_schema import KNOBS
+from dino_ssl.config_kinds import PRETRAIN
 from dino_ssl.original_flags import REPLACEMENTS
 from launch.profiles import KINDS, SINGLE, take
 
@@ -54,9 +54,9 @@ def take_apart(arguments: Sequence[str], *, switches: Collection[str] = (), valu
 
 def _meant(name: str, own: Collection[str]) -> str | None:
     """The flag of the launcher that `name` resembles more than any of `dino-ssl pretrain`."""
-    if not name or name in KNOBS or name in REPLACEMENTS:
+    if not name or name in PRETRAIN.knobs or name in REPLACEMENTS:
         return None
-    near = get_close_matches(name, [*own, *KNOBS, *REPLACEMENTS], n=1, cutoff=0.75)
+    near = get_close_matches(name, [*own, *PRETRAIN.knobs, *REPLACEMENTS], n=1, cutoff=0.75)
     return near[0] if near and near[0] in own else None
 
 

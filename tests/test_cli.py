@@ -13,21 +13,22 @@ from dino_ssl import __version__, cli
 from dino_ssl.cli import main
 from dino_ssl.config import PretrainConfig
 from dino_ssl.config_flags import configure
-from dino_ssl.config_help import field_texts, pretrain_help
-from dino_ssl.config_schema import KNOBS, flatten
+from dino_ssl.config_help import field_texts, training_help
+from dino_ssl.config_kinds import PRETRAIN
+from dino_ssl.config_schema import flatten
 from dino_ssl.errors import DivergedError, RunError, UsageError
 
 DATA = ("--data", "photos")
 
 
 def config_of(*words: str) -> PretrainConfig:
-    return configure([*DATA, *words])[0]
+    return configure([*DATA, *words], PRETRAIN)[0]
 
 
 def changed_knobs(*words: str) -> dict[str, object]:
     """The knobs that the words move away from their defaults."""
     before, after = flatten(PretrainConfig(data="photos")), flatten(config_of(*words))
-    return {knob: after[knob] for knob in KNOBS if before[knob] != after[knob]}
+    return {knob: after[knob] for knob in PRETRAIN.knobs if before[knob] != after[knob]}
 
 
 def problems(*words: str) -> list[str]:
@@ -171,9 +172,9 @@ def test_help_fits_on_two_screens(columns, lines, monkeypatch, capsys):
 
 def test_help_has_every_knob_with_its_default_and_its_text(monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")
-    text = " ".join(pretrain_help().split())
-    assert set(field_texts()) == set(KNOBS)
-    for knob, meaning in field_texts().items():
+    text = " ".join(training_help(PRETRAIN).split())
+    assert set(field_texts(PRETRAIN)) == set(PRETRAIN.knobs)
+    for knob, meaning in field_texts(PRETRAIN).items():
         assert re.search(f"--{knob.replace('_', '-')} [^ ]+( [a-z0-9.]+)* {re.escape(meaning)}", text), knob
     assert "--optim.min-lr 1e-06 " in text
     assert "--optim.name adamw|sgd|lars " in text

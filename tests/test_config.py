@@ -9,6 +9,7 @@ import yaml
 from dino_ssl import config_yaml
 from dino_ssl.config import Checkpoint, Crops, Knn, Model, Optim, PretrainConfig
 from dino_ssl.config_flags import configure
+from dino_ssl.config_kinds import PRETRAIN
 from dino_ssl.config_schema import flatten
 from dino_ssl.config_yaml import (
     differences,
@@ -67,7 +68,7 @@ def problem(text: str, recipe) -> str:
 def test_later_wins_from_defaults_over_preset_and_recipes_to_flags(presets, recipe):
     first = recipe("batch_size: 64\nseed: 4\nepochs: 40\n", "first.yaml")
     second = recipe("epochs: 50\nseed: 5\n", "second.yaml")
-    config, _ = configure([str(first), str(second), "--preset", "digits", "--seed", "6"])
+    config, _ = configure([str(first), str(second), "--preset", "digits", "--seed", "6"], PRETRAIN)
     assert config == replace(PretrainConfig(), data="digits", optim=Optim(lr=3e-3), batch_size=64, epochs=50, seed=6)
 
 
@@ -75,14 +76,14 @@ def test_a_recipe_names_a_preset_and_the_flag_overrules_it(presets, recipe):
     path = recipe("preset: digits\nepochs: 12\n")
     assert read_config([path]).data == "digits"
     assert read_config([path]).epochs == 12
-    assert configure([str(path), "--preset=cifar10"])[0].data == "cifar10"
+    assert configure([str(path), "--preset=cifar10"], PRETRAIN)[0].data == "cifar10"
 
 
 def test_an_unknown_preset_is_answered_with_the_valid_ones(presets, recipe):
     answer = "preset=digit is unknown; did you mean 'digits'? the presets are cifar10, digits"
     assert problems(recipe("preset: digit\n")) == [answer]
     with pytest.raises(UsageError, match="the presets are cifar10, digits"):
-        configure(["--preset", "digit"])
+        configure(["--preset", "digit"], PRETRAIN)
 
 
 def test_a_preset_does_not_name_a_preset(presets, recipe):
@@ -109,14 +110,14 @@ def test_every_recipe_is_sound(path, recipe):
     ],
 )
 def test_numbers_as_people_write_them_are_floats(text, value, recipe):
-    lr = read_layer(recipe(f"optim:\n  lr: {text}\n")).values["optim.lr"]
+    lr = read_layer(recipe(f"optim:\n  lr: {text}\n"), PRETRAIN).values["optim.lr"]
     assert isinstance(lr, float)
     assert lr == value
 
 
 @pytest.mark.parametrize("text", ["on", "off", "yes", "no", "1:30", "2024-01-31", "1.2.3", "e5", "010"])
 def test_yaml_surprises_stay_text(text, recipe):
-    assert read_layer(recipe(f"data: {text}\n")).values == {"data": text}
+    assert read_layer(recipe(f"data: {text}\n"), PRETRAIN).values == {"data": text}
 
 
 @pytest.mark.parametrize(
@@ -191,12 +192,12 @@ def test_files_that_are_no_recipes_are_named(tmp_path, recipe):
 
 
 def test_an_empty_file_and_an_empty_section_change_nothing(recipe):
-    assert read_layer(recipe("")).values == {}
-    assert read_layer(recipe("# nothing yet\noptim:\n  # lr: 1\n")).problems == []
+    assert read_layer(recipe(""), PRETRAIN).values == {}
+    assert read_layer(recipe("# nothing yet\noptim:\n  # lr: 1\n"), PRETRAIN).problems == []
 
 
 def test_a_dotted_key_is_the_knob_and_stands_only_once_too(recipe):
-    assert read_layer(recipe("optim.lr: 0.1\n")).values == {"optim.lr": 0.1}
+    assert read_layer(recipe("optim.lr: 0.1\n"), PRETRAIN).values == {"optim.lr": 0.1}
     assert problem("optim.lr: 0.1\noptim: {lr: 0.2}", recipe).startswith(
         "recipe.yaml:3: 'optim.lr' stands on line 2 already"
     )
@@ -254,11 +255,11 @@ ODD = PretrainConfig(
 @pytest.mark.parametrize("config", [PretrainConfig(), ODD], ids=["defaults", "odd"])
 def test_what_is_written_reads_back_equal(config, tmp_path):
     write_config(config, tmp_path / "config.yaml")
-    layer = read_layer(tmp_path / "config.yaml")
+    layer = read_layer(tmp_path / "config.yaml", PRETRAIN)
     assert layer.problems == []
     assert layer.values == flatten(config)
-    assert load_config(tmp_path / "config.yaml") == config
-    assert from_dict(to_dict(config)) == config
+    assert load_config(tmp_path / "config.yaml", PRETRAIN) == config
+    assert from_dict(to_dict(config), PRETRAIN) == config
     assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
 
 
@@ -280,16 +281,16 @@ def test_a_dictionary_of_plain_types_holds_every_knob():
         return {type(value)}
 
     assert leaves(to_dict(ODD)) == {str, int, float, bool, type(None)}
-    assert from_dict({}) == PretrainConfig()
+    assert from_dict({}, PRETRAIN) == PretrainConfig()
     with pytest.raises(UsageError) as caught:
-        from_dict({"epohcs": 3, "optim": {"lr": "x"}})
+        from_dict({"epohcs": 3, "optim": {"lr": "x"}}, PRETRAIN)
     assert len(caught.value.problems) == 2
 
 
 def test_a_file_of_another_version_is_refused_with_the_key_that_changed(tmp_path):
     (tmp_path / "config.yaml").write_text("dino:\n  koleo: 0.1\n")
     with pytest.raises(UsageError, match=r"config\.yaml:2: unknown key 'dino\.koleo'"):
-        load_config(tmp_path / "config.yaml")
+        load_config(tmp_path / "config.yaml", PRETRAIN)
 
 
 def test_differences_are_one_line_each():

@@ -5,8 +5,9 @@ from dataclasses import replace
 import pytest
 
 from dino_ssl.config import Crops, PretrainConfig
-from dino_ssl.config_checks import RANGES, check, check_schedule
-from dino_ssl.config_schema import KNOBS, flatten
+from dino_ssl.config_checks import OF_EVERY_RUN, RANGES, check, check_schedule
+from dino_ssl.config_kinds import PRETRAIN
+from dino_ssl.config_schema import flatten
 
 SOUND = PretrainConfig(data="photos")
 
@@ -21,7 +22,7 @@ def changed(**sections) -> PretrainConfig:
 
 
 def test_every_number_has_a_range():
-    ranged = " ".join(limit.knobs for limit in RANGES).split()
+    ranged = " ".join(limit.knobs for limit in (*OF_EVERY_RUN, *RANGES)).split()
     numbers = [knob for knob, value in flatten(PretrainConfig()).items() if is_number(value)]
     assert sorted(ranged) == sorted({*numbers, "steps", "micro_batch_size", *OPTIONAL_COUNTS})
 
@@ -127,7 +128,7 @@ def test_each_problem_begins_with_a_knob():
     config = changed(epochs=2, seed=-1, batch_size=1, crops={"global_size": 10, "flip": 7.0}, head={"batch_norm": True})
     found = check(config)
     assert len(found) == 5
-    assert {line.partition("=")[0] for line in found} <= set(KNOBS)
+    assert {line.partition("=")[0] for line in found} <= set(PRETRAIN.knobs)
 
 
 def test_crops_divide_only_where_there_are_patches():

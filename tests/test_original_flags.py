@@ -6,7 +6,8 @@ import pytest
 
 from dino_ssl.config import Crops, Dino, Head, Loader, Model, Optim, PretrainConfig
 from dino_ssl.config_flags import configure
-from dino_ssl.config_schema import KNOBS, flatten
+from dino_ssl.config_kinds import PRETRAIN
+from dino_ssl.config_schema import flatten
 from dino_ssl.original_flags import REPLACEMENTS, WITHOUT_EFFECT
 
 
@@ -14,9 +15,9 @@ def changed_knobs(*words: str) -> dict[str, object]:
     """The knobs that the words move away from their defaults."""
     before, after = (
         flatten(PretrainConfig(data="photos")),
-        flatten(configure(["--data", "photos", *words])[0]),
+        flatten(configure(["--data", "photos", *words], PRETRAIN)[0]),
     )
-    return {knob: after[knob] for knob in KNOBS if before[knob] != after[knob]}
+    return {knob: after[knob] for knob in PRETRAIN.knobs if before[knob] != after[knob]}
 
 
 ORIGINAL = {
@@ -67,7 +68,7 @@ def test_a_flag_of_the_original_sets_our_knob(flag):
 def test_every_replacement_is_tested_and_leads_to_a_knob():
     tested = {flag.split()[0].lstrip("-") for flag in ORIGINAL}
     assert {*REPLACEMENTS, *WITHOUT_EFFECT} <= tested
-    assert {replacement.knob for replacement in REPLACEMENTS.values()} <= set(KNOBS)
+    assert {replacement.knob for replacement in REPLACEMENTS.values()} <= set(PRETRAIN.knobs)
 
 
 def test_the_global_batch_is_the_originals_batch_per_gpu_times_the_launched_ranks(monkeypatch):
@@ -77,7 +78,7 @@ def test_the_global_batch_is_the_originals_batch_per_gpu_times_the_launched_rank
 
 
 def test_flags_without_effect_leave_one_note_each():
-    _, notes = configure(["--data", "photos", "--dist_url", "tcp://a:1", "--local_rank=3"])
+    _, notes = configure(["--data", "photos", "--dist_url", "tcp://a:1", "--local_rank=3"], PRETRAIN)
     assert [note.split()[0] for note in notes] == ["--dist_url", "--local_rank"]
 
 
@@ -90,7 +91,7 @@ def test_a_documented_command_of_the_original_means_the_same_run(monkeypatch):
         "--use_bn_in_head true --out_dim 60000 --momentum_teacher 0.9995 --batch_size_per_gpu 64 "
         "--num_workers 10 --data_path /imagenet"
     )
-    assert configure(command.split())[0] == PretrainConfig(
+    assert configure(command.split(), PRETRAIN)[0] == PretrainConfig(
         data="/imagenet",
         batch_size=512,
         crops=Crops(global_scale=(0.14, 1.0), num_local_crops=6, local_scale=(0.05, 0.14)),

@@ -107,11 +107,12 @@ def _aligned(head: list[str], rows: Sequence[list[str]]) -> Iterator[str]:
 def _different_knobs(paths: Sequence[Path]) -> list[list[str]]:
     """Knob and its value in each run; empty unless all are runs. Where a run lies says nothing about it."""
     from dino_ssl.config_schema import flatten  # noqa: PLC0415
-    from dino_ssl.config_yaml import load_config  # noqa: PLC0415
+    from dino_ssl.config_yaml import load_any_config  # noqa: PLC0415
 
     files = [path / "config.yaml" for path in paths]
     if not all(file.is_file() for file in files):
         return []
-    knobs = [flatten(load_config(file)) for file in files]
-    names = [name for name in knobs[0] if name != "output_dir" and len({str(run[name]) for run in knobs}) > 1]
-    return [[name, *(str(run[name]) for run in knobs)] for name in names]
+    knobs = [flatten(load_any_config(file)) for file in files]
+    names = dict.fromkeys(name for run in knobs for name in run if name != "output_dir")
+    rows = [[name, *(str(run.get(name, "-")) for run in knobs)] for name in names]  # other commands have other knobs
+    return [row for row in rows if len(set(row[1:])) > 1]

@@ -12,6 +12,7 @@ from tqdm import tqdm
 from dino_ssl.commands.output_folder import output_folder
 from dino_ssl.commands.parsing import Parser, whole
 from dino_ssl.config import PretrainConfig
+from dino_ssl.config_kinds import PRETRAIN
 from dino_ssl.config_schema import build
 from dino_ssl.config_yaml import preset_names, read_layers
 from dino_ssl.data.decoding import BrokenImage
@@ -99,7 +100,7 @@ def _draw_sheet(source: Source, found: Statistics, preset: str | None, path: Pat
     from dino_ssl.data.contact_sheet import contact_sheet  # noqa: PLC0415
     from dino_ssl.training.build import build_crops  # noqa: PLC0415
 
-    config = build(read_layers([], preset).values) if preset else PretrainConfig()
+    config = build(read_layers([], preset, PRETRAIN).values, PRETRAIN) if preset else PretrainConfig()
     indices = [int(found.readable[place]) for place in spread(len(found.readable), NUM_PICTURES)]
     try:
         sheet = contact_sheet(source, indices, build_crops(config), channels=found.channels, seed=config.seed)

@@ -85,7 +85,7 @@ class MultiCrop:
     """A recipe laid out for drawing: all views of an image in a few array operations.
 
     Args:
-        recipes: of the two global views, then of the local views, which share one size.
+        recipes: of the two global views, then of the local views, which share one size; or of one view alone.
 
     Attributes:
         groups: which views are rendered together, and their size: the global ones, then the local ones if any.
@@ -94,7 +94,7 @@ class MultiCrop:
 
     def __init__(self, recipes: Sequence[ViewRecipe]) -> None:
         self.recipes = tuple(recipes)
-        ends = (NUM_GLOBAL, len(recipes)) if len(recipes) > NUM_GLOBAL else (NUM_GLOBAL,)
+        ends = (NUM_GLOBAL, len(recipes)) if len(recipes) > NUM_GLOBAL else (len(recipes),)
         self.groups = [
             (slice(start, end), recipes[start].size) for start, end in zip((0, NUM_GLOBAL), ends, strict=False)
         ]

@@ -44,12 +44,14 @@ class Batch:
         views: the global crops, then the local crops if there are any; bytes, view-major. Empty if whole images
             come instead, or if an image found no replacement.
         broken: (file, reason) of each image that could not be read and was replaced by another.
+        indices: of the images that the views are of, in their source.
         images: whole images, padded with zeros at the right and the bottom.
         drawn: VIEW, [v, b]; for `images` only.
     """
 
     views: list[UInt8[Tensor, "_v b c _s _s"]]
     broken: list[tuple[str, str]]
+    indices: list[int]
     images: UInt8[Tensor, "b h w c"] | None = None
     drawn: Shaped[np.ndarray, "v b"] | None = None
 
@@ -80,15 +82,17 @@ class CropDataset(Dataset[Batch]):
         """The micro-batch of these keys; what a worker process calls."""
         return start(self, keys, _pool_of_process(self.num_threads))()
 
-    def decoded(self, epoch: int, index: int) -> tuple[Decoded | None, list[tuple[str, str]]]:
-        """The image of a key or its replacement, and (file, reason) of those that could not be read."""
+    def decoded(self, epoch: int, index: int) -> tuple[Decoded | None, int, list[tuple[str, str]]]:
+        """The image of a key or its replacement, its index, and (file, reason) of those that could not be read."""
         broken: list[tuple[str, str]] = []
         for candidate in self._candidates(epoch, index):
             try:
-                return load(self.source, candidate, channels=self.channels, enough_pixels=self.enough_pixels), broken
+                image = load(self.source, candidate, channels=self.channels, enough_pixels=self.enough_pixels)
             except BrokenImage as error:
                 broken.append((self.source.describe(candidate), error.reason))
-        return None, broken
+            else:
+                return image, candidate, broken
+        return None, index, broken
 
     def drawn(self, image: Decoded, epoch: int, index: int) -> Shaped[np.ndarray, " v"]:
         """The key's views of that image, in its pixels."""
@@ -136,34 +140,36 @@ class _Made:
     """What became of one key; the image and its views only if they are to be rendered later."""
 
     found: bool
+    index: int
     broken: list[tuple[str, str]]
     pixels: UInt8[np.ndarray, "h w c"] | None = None
     views: Shaped[np.ndarray, " v"] | None = None
 
 
 def _make(dataset: CropDataset, epoch: int, index: int, rooms: Sequence[UInt8[np.ndarray, "_v c _s _s"]]) -> _Made:
-    image, broken = dataset.decoded(epoch, index)
+    image, used, broken = dataset.decoded(epoch, index)
     if image is None:
-        return _Made(False, broken)
+        return _Made(False, used, broken)
     views = dataset.drawn(image, epoch, index)
     if dataset.render is None:
-        return _Made(True, broken, image.pixels, views)
+        return _Made(True, used, broken, image.pixels, views)
     for (group, _), room in zip(dataset.crops.groups, rooms, strict=True):
         dataset.render(image.pixels, views[group], room)
-    return _Made(True, broken)
+    return _Made(True, used, broken)
 
 
 def _assemble(dataset: CropDataset, rooms: list[Tensor], made: list[_Made]) -> Batch:
     broken = [entry for one in made for entry in one.broken]
     if not all(one.found for one in made):
-        return Batch([], broken)
+        return Batch([], broken, [])
+    indices = [one.index for one in made]
     if rooms:
-        return Batch(rooms, broken)
+        return Batch(rooms, broken, indices)
     drawn = np.stack([one.views for one in made if one.views is not None], axis=1)
     images = [one.pixels for one in made if one.pixels is not None]
     if math.prod(padded_shape(images)) > MAX_WASTE * sum(image.size for image in images) + PADDED_AT_LEAST:
-        return Batch(_rendered_here(dataset, images, drawn), broken)
-    return Batch([], broken, padded(images), drawn)
+        return Batch(_rendered_here(dataset, images, drawn), broken, indices)
+    return Batch([], broken, indices, padded(images), drawn)
 
 
 def _rendered_here(

@@ -33,7 +33,7 @@ def to_device(batch: Batch, crops: MultiCrop, device: torch.device) -> Batch:
         return replace(batch, views=[view.to(device, non_blocking=True) for view in batch.views])
     images = batch.images.to(device, non_blocking=True)
     views = [render_batch(images, batch.drawn[group], size) for group, size in crops.groups]
-    return Batch(views, batch.broken)
+    return Batch(views, batch.broken, batch.indices)
 
 
 def copied_ahead(batches: Iterable[Batch], crops: MultiCrop, device: torch.device) -> Iterator[Batch]:

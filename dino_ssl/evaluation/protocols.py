@@ -10,6 +10,7 @@ LOGISTIC = "logistic/1"
 DAVIS = "davis2017/1"
 REVISITED = "revisited/1"
 COPYDAYS = "copydays/1"
+FINETUNED = "finetuned/1"
 
 MEANING = {
     KNN: "Weighted k-nearest neighbours on frozen features: cosine similarity s, votes exp(s / T); top-1 and top-5 of "
@@ -26,4 +27,6 @@ MEANING = {
     REVISITED: "Landmark retrieval by cosine similarity on revisited Oxford or Paris (Radenovic et al. 2018): mean "
     "average precision, without and with hard images.",
     COPYDAYS: "Copy detection on the strongly altered images of Copydays among distractors: mean average precision.",
+    FINETUNED: "Accuracy of a fine-tuned network's own classifier on centre crops of the test images; the best "
+    "checkpoint was chosen on them, the last was not.",
 }

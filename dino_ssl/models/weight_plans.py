@@ -55,13 +55,13 @@ class Plan:
     Attributes:
         family: dino-ssl, dino, ibot, dinov2, timm, torchvision or cifar.
         name: of the architecture, for people.
-        build: makes it with fresh weights.
+        build: makes it with fresh weights; takes `drop_path`.
         all_is_stored: whether the network is nothing but its tensors, so that it can be made without their values.
     """
 
     family: str
     name: str
-    build: Callable[[], nn.Module]
+    build: Callable[..., nn.Module]
     images: Images
     all_is_stored: bool = False
 

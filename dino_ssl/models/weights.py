@@ -71,12 +71,17 @@ def load(
     patch_size: int | None = None,
     size: int | None = None,
     center_crop: float | None = None,
+    drop_path: float = 0.0,
 ) -> Loaded:
-    """`load_encoder`, with what else there is to know."""
+    """`load_encoder`, with what else there is to know.
+
+    Args:
+        drop_path: stochastic depth of a backbone that is to be trained on.
+    """
     file = read_weight_file(path)
     network = network_in(file.content, key, file.path)
     plan = plan_for(file, network, arch)
-    backbone = _built(plan, network).eval().requires_grad_(False)
+    backbone = _built(plan, network, drop_path).eval().requires_grad_(False)
     used, report = _fill(backbone, network, file.path)
     images = replace(plan.images, size=size or plan.images.size, center_crop=center_crop or plan.images.center_crop)
     _check_patches(backbone, patch_size, file.path)
@@ -95,16 +100,16 @@ def load(
     return Loaded(encoder, plan.family, network.key, file, used)
 
 
-def _built(plan: Plan, network: Network) -> nn.Module:
+def _built(plan: Plan, network: Network, drop_path: float) -> nn.Module:
     """The network with the weights of seed 0; with none where the file has all, since drawing them takes seconds."""
     if plan.all_is_stored:
         with torch.device("meta"):
-            backbone = plan.build()
+            backbone = plan.build(drop_path=drop_path)
         if backbone.state_dict().keys() <= network.tensors.keys():
             return backbone
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return plan.build()
+        return plan.build(drop_path=drop_path)
 
 
 def _fill(backbone: nn.Module, network: Network, path: Path) -> tuple[Tensors, list[str]]:

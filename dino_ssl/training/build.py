@@ -1,6 +1,6 @@
 """From a config to the parts of a run."""
 
-from typing import cast
+from typing import TypeVar, cast
 
 import torch
 from timm.layers import convert_sync_batchnorm
@@ -13,6 +13,8 @@ from dino_ssl.dino.method import MultiCropNetwork, SelfDistillation
 from dino_ssl.models.backbone import Backbone, BuiltBackbone, build_backbone, check_crop_sizes
 from dino_ssl.models.heads import DINOHead
 from dino_ssl.training import distributed, sharding
+
+M = TypeVar("M", bound=nn.Module)
 
 
 def build_network(config: PretrainConfig, *, drop_path: float) -> MultiCropNetwork:
@@ -89,14 +91,14 @@ def build_method(config: PretrainConfig, device: torch.device) -> SelfDistillati
     return method
 
 
-def synchronize_batch_norm(network: MultiCropNetwork, device: torch.device) -> MultiCropNetwork:
+def synchronize_batch_norm(network: M, device: torch.device) -> M:
     """BN statistics over all ranks; PyTorch has that on CUDA only, so on the CPU each rank keeps its own.
 
     timm's conversion, because PyTorch's own drops the activation that timm fuses into some BN layers.
     """
     if distributed.world_size() == 1 or device.type != "cuda":
         return network
-    return cast(MultiCropNetwork, convert_sync_batchnorm(network))
+    return cast(M, convert_sync_batchnorm(network))
 
 
 def build_crops(config: PretrainConfig) -> MultiCrop:
@@ -115,20 +117,6 @@ def build_crops(config: PretrainConfig) -> MultiCrop:
         solarize=crops.solarize,
     )
     return MultiCrop(recipe)
-
-
-def autocast_dtype(config: PretrainConfig, device: torch.device) -> torch.dtype | None:
-    """What autocast computes in; None for fp32."""
-    match config.precision:
-        case "fp32":
-            return None
-        case "bf16":
-            return torch.bfloat16
-        case "fp16":
-            return torch.float16
-        case "auto":
-            has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-            return torch.bfloat16 if has_bf16 else None
 
 
 def _crop_sizes(config: PretrainConfig) -> dict[str, int]:

@@ -84,8 +84,11 @@ def _draw_schedules(axis: Axes, lines: list[dict[str, Any]]) -> None:
     axis.set_ylabel("learning rate (per step)", color=RATE)
     axis.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
     axis.set_ylim(bottom=0)
+    momenta = _series(lines, "train/momentum")
+    if not momenta[0]:  # nothing but pretraining has a teacher that follows
+        return
     momentum = axis.twinx()
-    momentum.plot(*_series(lines, "train/momentum"), color=MOMENTUM, linestyle="-.")
+    momentum.plot(*momenta, color=MOMENTUM, linestyle="-.")
     momentum.set_ylabel("teacher momentum (dash-dotted)", color=MOMENTUM)
     momentum.ticklabel_format(axis="y", useOffset=False)
     momentum.spines[["top"]].set_visible(False)
@@ -111,4 +114,4 @@ def _draw_accuracies(axis: Axes, lines: list[dict[str, Any]]) -> None:
         color = ACCURACY if name == "knn top1" else f"C{place}"
         axis.plot(epochs, percent, color=color, marker="o", markersize=4, label=f"{name}, last: {percent[-1]:.1f} %")
     axis.legend(frameon=False, loc="best")
-    axis.set_ylabel("teacher's accuracy (%)")
+    axis.set_ylabel("accuracy (%)")

@@ -190,6 +190,12 @@ def data_parallel(module: nn.Module, device: torch.device, knobs: Parallel) -> n
     return parallel
 
 
+def share_buffers(module: nn.Module) -> None:
+    """Give every rank rank 0's buffers: on CPUs the batch norm of each has seen other images, and rank 0 saves."""
+    for buffer in module.buffers():
+        buffer.copy_(broadcast(buffer.cpu()))
+
+
 def _gradient_type(knobs: Parallel) -> torch.dtype:
     return torch.bfloat16 if knobs.gradients == "bf16" else torch.float32
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from dino_ssl.config import PretrainConfig
 from dino_ssl.data.transfer import normalize
 from dino_ssl.durable import naming
 from dino_ssl.errors import UsageError
@@ -19,6 +20,7 @@ from dino_ssl.training import distributed
 from dino_ssl.training.build import untrained_backbone
 from dino_ssl.training.curves import curve
 from dino_ssl.training.online_knn import OnlineKnn
+from dino_ssl.training.plan import DinoRates
 from dino_ssl.training.run import Run
 
 NUM_PICTURES = 6
@@ -40,17 +42,16 @@ class Report:
     text: str
 
 
-def final_report(run: Run) -> Report:
+def final_report(config: PretrainConfig, run: Run[DinoRates], teacher: nn.Module, online: OnlineKnn | None) -> Report:
     """Measure the teacher and what it has to beat on all ranks; rank 0 draws the pictures, the others wait."""
-    teacher = run.teacher_backbone()
-    found = _knn(run, run.knn, teacher) if run.knn is not None else []
+    found = _knn(config, online, teacher) if online is not None else []
     rows = [(str(one.encoder["name"]), one.measurements[0].value, None) for one in found]
     with naming(run.folder):
-        files = _draw(run, teacher) if distributed.is_main() else []
+        files = _draw(config, run, teacher, online) if distributed.is_main() else []
     distributed.barrier()
     parts = []
-    if run.knn is not None:
-        parts.append(lines(run.knn.title(), rows))
+    if online is not None:
+        parts.append(lines(online.title(), rows))
         if distributed.is_main():
             with naming(run.folder):
                 write(run.folder / "eval" / "results.json", found)
@@ -59,15 +60,15 @@ def final_report(run: Run) -> Report:
     return Report(run.folder, knn, "\n\n".join(parts) if distributed.is_main() else "")
 
 
-def _knn(run: Run, knn: OnlineKnn, teacher: nn.Module) -> list[Evaluation]:
+def _knn(config: PretrainConfig, knn: OnlineKnn, teacher: nn.Module) -> list[Evaluation]:
     found = []
     for name, backbone in (
         ("teacher, last checkpoint", teacher),
-        ("same network, untrained", untrained_backbone(run.config).to(run.device)),
+        ("same network, untrained", untrained_backbone(config).to(knn.device)),
     ):
         begin = time.perf_counter()
         measured = knn.measure(backbone, name, max_images=None)
-        size = run.config.crops.global_size
+        size = config.crops.global_size
         found += knn.evaluations(measured, time.perf_counter() - begin, size=size)
     return found + (_pixels(knn) if distributed.is_main() else [])
 
@@ -78,11 +79,13 @@ def _pixels(knn: OnlineKnn) -> list[Evaluation]:
     return knn.evaluations(measured, time.perf_counter() - begin, size=knn.pixel_side)
 
 
-def _draw(run: Run, teacher: nn.Module) -> list[tuple[str, Path]]:
-    files = [("curve", curve(run.folder, prototypes=run.config.head.prototypes))]
+def _draw(
+    config: PretrainConfig, run: Run[DinoRates], teacher: nn.Module, knn: OnlineKnn | None
+) -> list[tuple[str, Path]]:
+    files = [("curve", curve(run.folder, prototypes=config.head.prototypes))]
     attention = run.folder / "attention" / "attention.png"
     try:
-        _draw_attention(run, teacher, attention)
+        _draw_attention(config, run, teacher, knn, attention)
     except UsageError:  # an architecture without attention
         pass
     else:
@@ -92,17 +95,16 @@ def _draw(run: Run, teacher: nn.Module) -> list[tuple[str, Path]]:
     return [*files, ("checkpoint", run.store.folder / "checkpoint.pth")]
 
 
-def _draw_attention(run: Run, backbone: nn.Module, path: Path) -> None:
+def _draw_attention(
+    config: PretrainConfig, run: Run[DinoRates], backbone: nn.Module, knn: OnlineKnn | None, path: Path
+) -> None:
     """The teacher's last block on a few images that it was not trained on, if there are any."""
-    crops = run.config.crops
+    crops = config.crops
     assert isinstance(backbone, Backbone)
-    source = run.knn.queries or run.source if run.knn else run.source
+    source = knn.queries or run.source if knn else run.source
     size = PICTURE_SCALE * crops.global_size
     pixels = torch.stack(
-        [
-            center_pixels(image, size, run.config.knn.center_crop)
-            for image in examples(source, crops.channels, NUM_PICTURES)
-        ]
+        [center_pixels(image, size, config.knn.center_crop) for image in examples(source, crops.channels, NUM_PICTURES)]
     )
     with evaluating(backbone), torch.no_grad():
         attention = backbone.attention(normalize(pixels.to(run.device), crops.mean, crops.std))

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any
 
 import torch
@@ -56,13 +56,14 @@ class Journal:
     """The record of one run, entered with `with`. Rank 0 writes; other ranks only get the loss from `log`.
 
     Per step: `waiting` around the fetch of a batch, `add`, and `log` where it `is_due`. At an epoch's end in
-    this order, so that a resume repeats all or nothing: `knn`, `end_epoch`, then the checkpoint with
+    this order, so that a resume repeats all or nothing: `scored`, `end_epoch`, then the checkpoint with
     `state_dict`. In every call, `epoch` counts finished epochs.
 
     Args:
         folder: the run's folder.
         every_steps: steps between two lines of metrics.jsonl.
         images_per_step: global batch, for images per second.
+        score: name of the accuracy that stands in log.txt and on the display.
         bar: draw a progress bar; None: if stderr is a terminal.
 
     Raises:
@@ -77,6 +78,7 @@ class Journal:
         total_steps: int,
         images_per_step: int,
         is_main: bool,
+        score: str = "knn_top1",
         tensorboard: bool = False,
         wandb: bool = False,
         bar: bool | None = None,
@@ -87,12 +89,13 @@ class Journal:
         self.every_steps = every_steps
         self.total_steps = total_steps
         self.is_main = is_main
+        self.score = score
         self._extras = {"tensorboard": tensorboard, "wandb": wandb}
         self._bar = sys.stderr.isatty() if bar is None else bar
         self._stopwatch = Stopwatch(images_per_step)
         self._since_line, self._since_epoch = Mean(), Mean()
-        self._knn_top1: float | None = None
-        self._knn_is_of_this_epoch = False
+        self._score: float | None = None
+        self._score_is_of_this_epoch = False
         self._start_step: int | None = None
         self.latest: dict[str, float] = {}
         """The newest value under each name that was written."""
@@ -164,14 +167,16 @@ class Journal:
             read["speed/data_wait"] = speed.data_wait
         self._write(step, epoch, read)
         seconds_left = self._stopwatch.seconds_for(self.total_steps - step)
-        text = status(speed=speed, seconds_left=seconds_left, loss=read["train/loss"], knn_top1=self._knn_top1)
+        text = status(speed=speed, seconds_left=seconds_left, loss=read["train/loss"], score=self._shown_score())
         self._show(step, epoch, text)
         return read["train/loss"]
 
-    def knn(self, step: int, epoch: float | int, top1: float) -> None:
-        """Write a line of its own with the accuracy `top1`, in [0, 1]."""
-        self._knn_top1, self._knn_is_of_this_epoch = top1, True
-        self._write(step, epoch, {"eval/knn_top1": top1})
+    def scored(
+        self, step: int, epoch: float | int, score: float, others: Mapping[str, float | int] = MappingProxyType({})
+    ) -> None:
+        """Write a line of its own with the score, in [0, 1], and what was measured with it."""
+        self._score, self._score_is_of_this_epoch = score, True
+        self._write(step, epoch, {f"eval/{self.score}": score, **others})
 
     def evaluated(self, step: int, epoch: float | int, of_step: int, values: Mapping[str, float | int]) -> None:
         """Write a line of its own with what was found of the checkpoint of an earlier step."""
@@ -185,16 +190,16 @@ class Journal:
             lr, weight_decay: of the epoch's last step.
         """
         loss = self._since_epoch.over(float(self._since_epoch.total))
-        knn_top1 = self._knn_top1 if self._knn_is_of_this_epoch else None
-        self._since_epoch, self._knn_is_of_this_epoch = Mean(), False
+        is_new = self._score_is_of_this_epoch
+        self._since_epoch, self._score_is_of_this_epoch = Mean(), False
         record = {"train_loss": loss, "train_lr": lr, "train_wd": weight_decay, "epoch": epoch - 1}
-        if knn_top1 is not None:
-            record["knn_top1"] = knn_top1
+        if is_new and self._score is not None:
+            record[self.score] = self._score
         if self.is_main:
             _append(self.folder / EPOCHS, record)
-        text = status(speed=None, seconds_left=None, loss=loss, knn_top1=knn_top1)
+        text = status(speed=None, seconds_left=None, loss=loss, score=self._shown_score() if is_new else "")
         if not self._bar:
-            self._show(step, epoch, f"epoch mean: {text}", important=knn_top1 is not None)
+            self._show(step, epoch, f"epoch mean: {text}", important=is_new)
 
     def state_dict(self) -> dict[str, Any]:
         """The running means, for a checkpoint, in plain types; puts the lines so far on the disk."""
@@ -207,14 +212,18 @@ class Journal:
         return {
             "since_line": self._since_line.state(),
             "since_epoch": self._since_epoch.state(),
-            "knn_top1": self._knn_top1,
+            self.score: self._score,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue the means of `state_dict`."""
         self._since_line.load(state["since_line"])
         self._since_epoch.load(state["since_epoch"])
-        self._knn_top1 = state["knn_top1"]
+        self._score = state[self.score]
+
+    def _shown_score(self) -> str:
+        name = "kNN" if self.score == "knn_top1" else self.score
+        return "" if self._score is None else f"{name} {100 * self._score:.1f}%"
 
     def _write(self, step: int, epoch: float | int, values: Mapping[str, float | int]) -> None:
         self.latest = {**self.latest, **values}

@@ -84,7 +84,7 @@ def held(folder: Path) -> Iterator[FolderLock | None]:
 
 
 @contextmanager
-def recorded(run: Run, lock: FolderLock | None) -> Iterator[None]:
+def recorded(run: Run[Any], lock: FolderLock | None) -> Iterator[None]:
     """Write the start and, however the block ends, the stop; between them the heartbeat. Rank 0 does."""
     if lock is None:
         yield
@@ -126,7 +126,7 @@ def _ending(error: BaseException) -> tuple[str, int, str]:
 class _Record:
     """The files of one start of one run, and what ends it at once."""
 
-    def __init__(self, run: Run, lock: FolderLock) -> None:
+    def __init__(self, run: Run[Any], lock: FolderLock) -> None:
         self.run = run
         self.lock = lock
         self.here = placement()
@@ -158,8 +158,8 @@ class _Record:
         run, latest = self.run, self.run.journal.latest
         return {
             "state": "reporting" if run.is_over() else "training",
-            "total_steps": run.plan.total_steps,
-            "epoch": run.step / run.plan.steps_per_epoch,
+            "total_steps": run.task.total_steps,
+            "epoch": run.step / run.task.steps_per_epoch,
             "images_per_second": latest.get("speed/images_per_second"),
             "loss": latest.get("train/loss"),
             "knn_top1": latest.get("eval/knn_top1"),

@@ -59,9 +59,7 @@ class OnlineKnn:
         """
         crops, knobs = self.config.crops, self.config.knn
         share = Share(distributed.rank(), distributed.world_size(), distributed.gather)
-        # Batch norm on CPUs has seen other images on each rank; those of rank 0 are what checkpoints keep.
-        for buffer in backbone.buffers():
-            buffer.copy_(distributed.broadcast(buffer.cpu()))
+        distributed.share_buffers(backbone)
         bank, queries = self._sets(backbone, max_images, share, size=crops.global_size, mean=crops.mean, std=crops.std)
         settings = Neighbours((knobs.k,), knobs.temperature, self.device)
         ranks = shared_ranks(bank, queries, (knobs.k,), settings, share)

@@ -66,15 +66,19 @@ def _adapted(parameters: list[Tensor], weight_decay: float, trust: float) -> lis
     return list(torch._foreach_mul(updates, ratio.unbind()))
 
 
+def is_plain(name: str, parameter: Tensor) -> bool:
+    """Whether weight decay leaves a parameter alone: a bias, or of one dimension."""
+    return name.endswith(".bias") or parameter.ndim == 1
+
+
 def parameter_groups(module: nn.Module) -> list[dict[str, Any]]:
     """Trainable parameters as the original groups them: first those that weight decay touches, then the rest.
 
     Biases and 1-D parameters are not decayed; position table, class token and prototypes are.
     """
     named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
-    plain = [p for name, p in named if name.endswith(".bias") or p.ndim == 1]
-    plain_ids = {id(p) for p in plain}
-    decayed = [p for _, p in named if id(p) not in plain_ids]
+    plain = [p for name, p in named if is_plain(name, p)]
+    decayed = [p for name, p in named if not is_plain(name, p)]
     return [{"params": decayed}, {"params": plain, "weight_decay": 0.0}]
 
 

@@ -6,14 +6,13 @@ import numpy as np
 
 from dino_ssl.config import PretrainConfig
 from dino_ssl.dino.schedules import Schedule, cosine_schedule, linear_warmup, scaled_learning_rate
+from dino_ssl.training.task import Rates
 
 
 @dataclass(frozen=True)
-class Rates:
-    """The scheduled values of one step."""
+class DinoRates(Rates):
+    """Those of pretraining, too."""
 
-    lr: float
-    weight_decay: float
     momentum: float
     teacher_temperature: float
     last_layer_is_frozen: bool
@@ -38,8 +37,8 @@ class Plan:
     def total_steps(self) -> int:
         return len(self.lr)
 
-    def at(self, step: int) -> Rates:
-        return Rates(
+    def at(self, step: int) -> DinoRates:
+        return DinoRates(
             lr=float(self.lr[step]),
             weight_decay=float(self.weight_decay[step]),
             momentum=float(self.momentum[step]),

@@ -2,35 +2,32 @@
 
 import json
 import logging
-import os
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from dino_ssl import __version__
-from dino_ssl.config import PretrainConfig
-from dino_ssl.config_checks import check, check_schedule
+from dino_ssl.config import RunConfig
+from dino_ssl.config_kinds import kind_of
 from dino_ssl.config_yaml import differences, load_config, write_config
 from dino_ssl.data import render_fused
 from dino_ssl.data.decoding import BrokenImage
-from dino_ssl.data.loader import Workers
 from dino_ssl.data.order import Shares, share_out
 from dino_ssl.data.sources import Source, load, open_source, problems_of
 from dino_ssl.errors import UsageError
 from dino_ssl.training import distributed
 from dino_ssl.training.broken_images import BrokenImages
-from dino_ssl.training.build import autocast_dtype, build_method
 from dino_ssl.training.checkpoint import CheckpointStore
 from dino_ssl.training.journal import Journal
-from dino_ssl.training.online_knn import open_knn
-from dino_ssl.training.optim import build_optimizer, parameter_groups
-from dino_ssl.training.plan import make_plan
-from dino_ssl.training.ranks import cores_of_this_rank, placement, seconds_to_wait
+from dino_ssl.training.machine import autocast_dtype
+from dino_ssl.training.ranks import placement, seconds_to_wait
 from dino_ssl.training.run import Run
-from dino_ssl.training.trackers import missing_extras
+from dino_ssl.training.task import R, Task
 
 # Knobs that may change when a run resumes: they do not touch the weights.
 FREE_TO_CHANGE = (
@@ -46,55 +43,20 @@ FREE_TO_CHANGE = (
     "log.",
 )
 PROBED_IMAGES = 32
-MOST_WORKERS = 16
-THREADS_PER_PROCESS = 4
 logger = logging.getLogger("dino_ssl")
 
 
-def check_environment(config: PretrainConfig) -> torch.device:
-    """This rank's device.
+@dataclass(frozen=True)
+class Input:
+    """What a task is built for."""
 
-    Raises:
-        UsageError: every mistake of the configuration, and a device that is not there.
-    """
-    problems = check(config)
-    kind = "cpu"
-    try:
-        kind = distributed.device_kind(config.device)
-    except UsageError as error:
-        problems += error.problems
-    if config.precision == "fp16" and kind != "cuda":
-        problems.append("precision=fp16 needs a GPU; write --precision bf16 or --precision fp32")
-    problems += missing_extras(tensorboard=config.log.tensorboard, wandb=config.log.wandb)
-    if problems:
-        raise UsageError(*problems)
-    return distributed.local_device(kind)
+    source: Source
+    steps_per_epoch: int
+    device: torch.device
 
 
-def workers(config: PretrainConfig, device: torch.device) -> Workers:
-    """Who makes the batches of this rank: what the config says, or all its cores but one."""
-    knobs = config.loader
-    num = knobs.num_workers if knobs.num_workers is not None else min(MOST_WORKERS, cores_of_this_rank() - 1)
-    if config.crops.renderer == "pil" or (config.crops.renderer == "fused" and render_fused.IMPLEMENTATION == "pil"):
-        # PIL keeps the GIL.
-        return Workers(num if knobs.num_processes is None else knobs.num_processes, 0)
-    default = num // THREADS_PER_PROCESS if device.type == "cuda" else 0
-    processes = default if knobs.num_processes is None else knobs.num_processes
-    return Workers(processes, -(-num // max(1, processes)))
-
-
-def share_cores(config: PretrainConfig, device: torch.device) -> None:
-    """On the CPU, leave the workers their cores.
-
-    OpenMP's threads spin while they wait for each other, so that with more threads than free cores the steps of a
-    small network become many times slower. `OMP_NUM_THREADS` (which torchrun sets) is left alone.
-    """
-    if device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(1, cores_of_this_rank() - workers(config, device).total))
-
-
-def prepare(config: PretrainConfig, device: torch.device) -> Run:
-    """Open the data and build the method; the folder is left as it is.
+def open_run(config: RunConfig, device: torch.device, build: Callable[[Input], Task[R]]) -> Run[R]:
+    """Open the data, then build the task for it; the folder is left as it is.
 
     Raises:
         UsageError: the data, the batch, the folder or the network do not fit the configuration.
@@ -102,30 +64,23 @@ def prepare(config: PretrainConfig, device: torch.device) -> Run:
     # Ranks have just met, and would all open the images at once.
     time.sleep(seconds_to_wait(placement()))
     source, shares, steps_per_epoch = open_input(config, ranks=distributed.world_size())
-    plan = make_plan(config, steps_per_epoch)
-    knn = open_knn(config, source, device)
-    method = build_method(config, device)
-    _check_batch_norm(config, method.student, shares)
-    # Ranks differ in their drop path masks; in the original they are alike.
-    torch.manual_seed(config.seed + (0 if config.compat == "dino" else distributed.rank()))
+    task = build(Input(source, steps_per_epoch, device))
+    _check_batch_norm(config, task.network, shares)
     return Run(
         config=config,
         source=source,
-        plan=plan,
         shares=shares,
         device=device,
         autocast_dtype=autocast_dtype(config, device),
-        method=method,
-        optimizer=build_optimizer(config.optim.name, parameter_groups(method.student)),
+        task=task,
         scaler=torch.amp.GradScaler(device.type, enabled=config.precision == "fp16"),
         store=_open_store(config),
-        journal=_open_journal(config, plan.total_steps),
-        knn=knn,
+        journal=_open_journal(config, task.total_steps, task.score),
         broken=BrokenImages(_list_of_broken(config), len(source), config.loader.max_broken),
     )
 
 
-def begin(run: Run) -> None:
+def begin(run: Run[R]) -> None:
     """Resume, and write into the folder what runs there, last: an error before leaves it free for the next command.
 
     Raises:
@@ -139,7 +94,7 @@ def begin(run: Run) -> None:
     distributed.barrier()
 
 
-def open_input(config: PretrainConfig, *, ranks: int) -> tuple[Source, Shares, int]:
+def open_input(config: RunConfig, *, ranks: int) -> tuple[Source, Shares, int]:
     """The data, the micro-batches of each of `ranks`, and the steps of an epoch; nothing is written.
 
     Raises:
@@ -169,7 +124,7 @@ def _check_readable(source: Source, channels: int) -> None:
     )
 
 
-def _share_out(config: PretrainConfig, num_images: int, ranks: int) -> tuple[Shares, int]:
+def _share_out(config: RunConfig, num_images: int, ranks: int) -> tuple[Shares, int]:
     """Micro-batches, and steps in an epoch."""
     if config.batch_size > num_images:
         raise UsageError(
@@ -180,14 +135,10 @@ def _share_out(config: PretrainConfig, num_images: int, ranks: int) -> tuple[Sha
         shares = share_out(config.batch_size, ranks, config.micro_batch_size)
     except ValueError as error:
         raise UsageError(str(error)) from error
-    steps_per_epoch = num_images // config.batch_size
-    problems = check_schedule(config, steps_per_epoch)
-    if problems:
-        raise UsageError(*problems)
-    return shares, steps_per_epoch
+    return shares, num_images // config.batch_size
 
 
-def _check_apart(config: PretrainConfig, source: Source) -> None:
+def _check_apart(config: RunConfig, source: Source) -> None:
     """The pictures that a run draws must not become images of its own data."""
     folder = Path(source.name)  # of other sources the name is no folder
     if folder.is_dir() and config.output_dir.resolve().is_relative_to(folder.resolve()):
@@ -197,9 +148,9 @@ def _check_apart(config: PretrainConfig, source: Source) -> None:
         )
 
 
-def _check_batch_norm(config: PretrainConfig, student: nn.Module, shares: Shares) -> None:
+def _check_batch_norm(config: RunConfig, network: nn.Module, shares: Shares) -> None:
     """Batch norm needs company; where it is synchronised over ranks, one image on each will do."""
-    alone = any(isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d) for module in student.modules())
+    alone = any(isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d) for module in network.modules())
     if alone and shares.micro_batch == 1:
         raise UsageError(
             f"batch_size={config.batch_size} is split into micro-batches of one image, which leave the network's "
@@ -208,12 +159,14 @@ def _check_batch_norm(config: PretrainConfig, student: nn.Module, shares: Shares
         )
 
 
-def _check_folder(config: PretrainConfig) -> None:
+def _check_folder(config: RunConfig) -> None:
     """Compare the configuration with that of the run in the folder, if there is one."""
     path = config.output_dir / "config.yaml"
     if not path.exists():
         return
-    changed = [line for line in differences(load_config(path), config) if not line.startswith(FREE_TO_CHANGE)]
+    changed = [
+        line for line in differences(load_config(path, kind_of(config)), config) if not line.startswith(FREE_TO_CHANGE)
+    ]
     if changed:
         raise UsageError(
             f"output_dir={config.output_dir} holds another run; write --output-dir for a new folder, or give "
@@ -221,7 +174,7 @@ def _check_folder(config: PretrainConfig) -> None:
         )
 
 
-def _claim_folder(config: PretrainConfig, source: Source, device: torch.device) -> None:
+def _claim_folder(config: RunConfig, source: Source, device: torch.device) -> None:
     """Write the resolved configuration and what it runs on."""
     try:
         config.output_dir.mkdir(parents=True, exist_ok=True)
@@ -234,7 +187,7 @@ def _claim_folder(config: PretrainConfig, source: Source, device: torch.device) 
         ) from error
 
 
-def _list_problems(config: PretrainConfig, source: Source) -> None:
+def _list_problems(config: RunConfig, source: Source) -> None:
     """Say that the source is not whole, and keep the list."""
     problems = problems_of(source)
     if not problems:
@@ -244,7 +197,7 @@ def _list_problems(config: PretrainConfig, source: Source) -> None:
     logger.warning("data=%s: %d problems, the first: %s; all in %s", config.data, len(problems), problems[0], path)
 
 
-def _warn_of_slow_crops(config: PretrainConfig) -> None:
+def _warn_of_slow_crops(config: RunConfig) -> None:
     if config.crops.renderer == "fused" and render_fused.IMPLEMENTATION != "compiled":
         times = {"opencv": "two times", "pil": "eight times"}[render_fused.IMPLEMENTATION]
         logger.warning(
@@ -267,24 +220,25 @@ def _describe(source: Source, device: torch.device) -> dict[str, object]:
     }
 
 
-def _open_store(config: PretrainConfig) -> CheckpointStore:
+def _open_store(config: RunConfig) -> CheckpointStore:
     knobs = config.checkpoint
     return CheckpointStore(config.output_dir / "checkpoints", keep_last=knobs.keep_last, keep_every=knobs.keep_every)
 
 
-def _open_journal(config: PretrainConfig, total_steps: int) -> Journal:
+def _open_journal(config: RunConfig, total_steps: int, score: str) -> Journal:
     return Journal(
         config.output_dir,
         every_steps=config.log.every_steps,
         total_steps=total_steps,
         images_per_step=config.batch_size,
         is_main=distributed.is_main(),
+        score=score,
         tensorboard=config.log.tensorboard,
         wandb=config.log.wandb,
     )
 
 
-def _list_of_broken(config: PretrainConfig) -> Path:
+def _list_of_broken(config: RunConfig) -> Path:
     """One list per rank, so that no two processes write one file."""
     suffix = "" if distributed.is_main() else f".rank{distributed.rank()}"
     return config.output_dir / f"broken_images{suffix}.txt"

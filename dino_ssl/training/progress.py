@@ -89,7 +89,7 @@ def format_duration(seconds: float) -> str:
     return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute:02d}:{second:02d}"
 
 
-def status(*, speed: Speed | None, seconds_left: float | None, loss: float | None, knn_top1: float | None) -> str:
+def status(*, speed: Speed | None, seconds_left: float | None, loss: float | None, score: str) -> str:
     """What is known, most wanted first, on at most 54 columns."""
     parts = []
     if speed is not None:
@@ -98,9 +98,7 @@ def status(*, speed: Speed | None, seconds_left: float | None, loss: float | Non
         parts.append(f"ETA {format_duration(seconds_left)}")
     if loss is not None:
         parts.append(f"loss {loss:.2f}")
-    if knn_top1 is not None:
-        parts.append(f"kNN {100 * knn_top1:.1f}%")
-    return " ".join(parts)
+    return " ".join([*parts, score]).rstrip()
 
 
 class Progress:

@@ -6,54 +6,45 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic
 
 import torch
-from torch import nn
-from torch.optim import Optimizer
 
 from dino_ssl import __version__
-from dino_ssl.config import PretrainConfig, Renderer
+from dino_ssl.config import Renderer, RunConfig
 from dino_ssl.config_yaml import to_dict
 from dino_ssl.data import render_fused, render_pil
 from dino_ssl.data.loader import Batch, CropDataset, Render, Workers, batches
 from dino_ssl.data.order import BatchOrder, Shares
 from dino_ssl.data.sources import Source
 from dino_ssl.data.transfer import copied_ahead
-from dino_ssl.dino.method import SelfDistillation
 from dino_ssl.durable import also_name
 from dino_ssl.errors import RunError
 from dino_ssl.training import distributed, sharding
 from dino_ssl.training.broken_images import BrokenImages
-from dino_ssl.training.build import backbone_of, build_crops
 from dino_ssl.training.checkpoint import NEWEST, CheckpointStore, capture_rng, restore_rng
 from dino_ssl.training.journal import Journal
-from dino_ssl.training.online_knn import OnlineKnn
-from dino_ssl.training.plan import Plan
 from dino_ssl.training.signals import ctrl_c_waits
+from dino_ssl.training.task import Moment, R, Task
 
-FORMAT = "dino-ssl/1"
 # None: whole images travel, and the device renders.
 RENDERERS: dict[Renderer, Render | None] = {"fused": render_fused.render, "pil": render_pil.render, "device": None}
 logger = logging.getLogger("dino_ssl")
 
 
 @dataclass
-class Run:
+class Run(Generic[R]):
     """Everything that a step touches; `step` counts finished optimizer steps."""
 
-    config: PretrainConfig
+    config: RunConfig
     source: Source
-    plan: Plan
     shares: Shares
     device: torch.device
     autocast_dtype: torch.dtype | None
-    method: SelfDistillation
-    optimizer: Optimizer
+    task: Task[R]
     scaler: torch.amp.GradScaler
     store: CheckpointStore
     journal: Journal
-    knn: OnlineKnn | None
     broken: BrokenImages
     step: int = 0
     saved_step: int | None = None
@@ -69,21 +60,17 @@ class Run:
     @property
     def epoch(self) -> int:
         """Finished epochs."""
-        return self.step // self.plan.steps_per_epoch
+        return self.step // self.task.steps_per_epoch
 
     @property
     def folder(self) -> Path:
         return self.config.output_dir
 
-    def at_epoch_end(self) -> bool:
-        return self.step % self.plan.steps_per_epoch == 0
-
     def is_over(self) -> bool:
-        return self.step >= self.plan.total_steps
+        return self.step >= self.task.total_steps
 
-    def teacher_backbone(self) -> nn.Module:
-        """The teacher's backbone, whole on every rank; a collective."""
-        return backbone_of(self.config, self.method.teacher)
+    def moment(self) -> Moment:
+        return Moment(self.step, self.epoch, self.step % self.task.steps_per_epoch == 0, self.is_over())
 
     def micro_batches(self, workers: Workers) -> Iterator[Batch]:
         """This rank's micro-batches, on the device, from the present step to the end of the run."""
@@ -93,11 +80,11 @@ class Run:
             shares=self.shares,
             rank=distributed.rank(),
             start_step=self.step,
-            total_steps=self.plan.total_steps,
+            total_steps=self.task.total_steps,
             shard_sizes=self.source.shard_sizes,
             buffer=self.config.shuffle_buffer,
         )
-        crops = build_crops(self.config)
+        crops = self.task.crops
         dataset = CropDataset(
             self.source,
             crops,
@@ -113,34 +100,20 @@ class Run:
         """Write a checkpoint; a collective, of which rank 0 writes the file."""
         began = time.monotonic()
         rng = distributed.gather(capture_rng())
-        weights = sharding.whole(self._weights())
+        weights = sharding.whole({**self.task.weights(), "optimizer": self.task.optimizer.state_dict()})
         if distributed.is_main():
             with ctrl_c_waits():
                 self.store.save({**weights, **self._state(rng)}, self.step)
         distributed.barrier()
         self.saved_step, self.seconds_of_save = self.step, time.monotonic() - began
 
-    def _weights(self) -> dict[str, Any]:
-        """What ranks may hold parts of; students of the original carry `module.`."""
-        student = self.method.student.state_dict()
-        return {
-            "student": {f"module.{name}": value for name, value in student.items()},
-            "teacher": self.method.teacher.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-        }
-
     def _state(self, rng: list[dict[str, Any]]) -> dict[str, Any]:
-        """The other names of the original first, then what exact resuming needs."""
+        """The task's own, then what exact resuming needs."""
         return {
             "epoch": self.epoch,
-            "args": {
-                "arch": self.config.model.name,
-                "patch_size": self.config.model.patch_size,
-                "out_dim": self.config.head.prototypes,
-            },
-            "dino_loss": self.method.center.state_dict(),
+            **self.task.state(),
             "fp16_scaler": self.scaler.state_dict(),
-            "format": FORMAT,
+            "format": self.task.format,
             "version": __version__,
             "step": self.step,
             "config": to_dict(self.config),
@@ -156,11 +129,8 @@ class Run:
             return
         state, path = found
         self._check_fits(state, path)
-        student = {name.removeprefix("module."): value for name, value in state["student"].items()}
-        sharding.load_module(self.method.student, student)
-        sharding.load_module(self.method.teacher, state["teacher"])
-        self.method.center.load_state_dict(state["dino_loss"])
-        sharding.load_optimizer(self.optimizer, state["optimizer"])
+        self.task.load(state)
+        sharding.load_optimizer(self.task.optimizer, state["optimizer"])
         self.scaler.load_state_dict(state["fp16_scaler"])
         self.step = self.saved_step = state["step"]
         self._restore_rng(state["rng"])
@@ -169,18 +139,23 @@ class Run:
         if distributed.is_main():
             # A kill between a checkpoint and its second name, or damage, leaves that name to another.
             also_name(path, self.store.folder / NEWEST)
-        logger.info("resumed at step %d of %d from %s", self.step, self.plan.total_steps, path)
+        logger.info("resumed at step %d of %d from %s", self.step, self.task.total_steps, path)
 
     def _check_fits(self, state: dict[str, Any], path: Path) -> None:
-        if state.get("format") != FORMAT:
-            raise RunError(f"{path} is not a checkpoint of this tool's pretraining; move it out of {self.folder}")
-        expected = {f"module.{name}": value.shape for name, value in self.method.student.state_dict().items()}
-        stored = {name: value.shape for name, value in state["student"].items()}
+        if state.get("format") != self.task.format:
+            raise RunError(
+                f"{path} is not a checkpoint of this tool's, or of another kind of run; move it out of {self.folder}"
+            )
+        expected, stored = ({
+            f"{network}: {name}": value.shape
+            for network in self.task.weights() for name, value in holder[network].items()
+        } for holder in (self.task.weights(), state))  # fmt: skip
         odd = sorted(name for name in expected.keys() | stored.keys() if expected.get(name) != stored.get(name))
         if odd:
             raise RunError(
-                f"{path} holds another architecture ({state['args']['arch']}): {len(odd)} tensors differ, first "
-                f"{odd[0]}; write --output-dir for a new folder, or the model and head that the folder was made with"
+                f"{path} holds another architecture ({state['config']['model']['name']}): {len(odd)} tensors "
+                f"differ, first {odd[0]}; write --output-dir for a new folder, or the model and head that "
+                "the folder was made with"
             )
         if state["data"]["fingerprint"] != self.fingerprint:
             raise RunError(

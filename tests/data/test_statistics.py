@@ -255,9 +255,10 @@ def test_the_table_says_what_is_there(here: Path, capsys: pytest.CaptureFixture[
 
 def test_the_table_can_be_pasted_into_a_configuration(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from dino_ssl.config_flags import configure  # noqa: PLC0415
+    from dino_ssl.config_kinds import PRETRAIN  # noqa: PLC0415
 
     words = run(capsys, "photos")["mean, std"].split()
-    config, _ = configure(["--data", "photos", *words])
+    config, _ = configure(["--data", "photos", *words], PRETRAIN)
     about = json.loads((here / "stats/photos/stats.json").read_text())
     np.testing.assert_allclose([config.crops.mean, config.crops.std], [about["mean"], about["std"]], atol=5e-4)
 

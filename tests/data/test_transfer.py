@@ -20,7 +20,7 @@ def test_normalize_is_the_formula_for_any_number_of_channels():
 def test_batches_arrive_once_and_in_order():
     crops = MultiCrop(dino_recipe(global_size=8, global_scale=(0.4, 1.0), num_local_crops=0, local_size=4,
                                   local_scale=(0.1, 0.4)))  # fmt: skip
-    made = [Batch([torch.full((2, 1, 3, 8, 8), number, dtype=torch.uint8)], []) for number in range(5)]
+    made = [Batch([torch.full((2, 1, 3, 8, 8), number, dtype=torch.uint8)], [], [0]) for number in range(5)]
     assert [int(batch.views[0][0, 0, 0, 0, 0]) for batch in copied_ahead(made, crops, CPU)] == [0, 1, 2, 3, 4]
     assert list(copied_ahead([], crops, CPU)) == []
 
@@ -36,7 +36,7 @@ def test_whole_images_become_the_views_that_pil_renders():
     crops = MultiCrop(dino_recipe(global_size=32, global_scale=(0.4, 1.0), num_local_crops=3, local_size=16,
                                   local_scale=(0.1, 0.4)))  # fmt: skip
     drawn = np.stack([crops.draw(rng, image.shape[1], image.shape[0]) for image in images], axis=1)
-    (batch,) = copied_ahead([Batch([], [("a", "b")], padded(images), drawn)], crops, CPU)
+    (batch,) = copied_ahead([Batch([], [("a", "b")], [0, 1], padded(images), drawn)], crops, CPU)
     assert batch.broken == [("a", "b")] and batch.images is None
     for (group, size), views in zip(crops.groups, batch.views, strict=True):
         for place, image in enumerate(images):

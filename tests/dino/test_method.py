@@ -10,6 +10,7 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 from dino_ssl.config import Parallel
+from dino_ssl.config_kinds import PRETRAIN
 from dino_ssl.config_yaml import from_dict
 from dino_ssl.data.loader import Workers
 from dino_ssl.dino.centering import Center
@@ -17,9 +18,9 @@ from dino_ssl.dino.method import MultiCropNetwork, SelfDistillation
 from dino_ssl.models.heads import DINOHead
 from dino_ssl.models.vit import VisionTransformer
 from dino_ssl.training.journal import read_metrics
-from dino_ssl.training.loop import accumulate_gradients, normalized, train
+from dino_ssl.training.loop import accumulate_gradients, train
 from dino_ssl.training.optim import build_optimizer, clip_gradients, parameter_groups, set_rates
-from dino_ssl.training.prepare import prepare
+from dino_ssl.training.pretraining import prepare
 
 CPU = torch.device("cpu")
 ALONE = Workers(0, 0)
@@ -53,7 +54,7 @@ def a_run(folder, compat="none", **changes):
     }
     for name, value in changes.items():
         tree[name] = {**tree[name], **value} if isinstance(value, dict) else value
-    return prepare(from_dict(tree), CPU)
+    return prepare(from_dict(tree, PRETRAIN), CPU)
 
 
 def half_cosine(start, end, step, steps):
@@ -142,8 +143,8 @@ def parts_that_matter(network):
 @pytest.mark.parametrize("compat", ["none", "dino"])
 def test_twenty_steps_are_those_of_the_paper_written_naively(tmp_path, compat):
     run = a_run(tmp_path, compat)
-    batches = [normalized(run, batch) for batch in run.micro_batches(ALONE)]
-    student, teacher = copy.deepcopy((run.method.student, run.method.teacher))
+    batches = [run.task.normalized(batch) for batch in run.micro_batches(ALONE)]
+    student, teacher = copy.deepcopy((run.task.method.student, run.task.method.teacher))
     before = parts_that_matter(student)
     with run.journal:
         train(run)
@@ -151,8 +152,8 @@ def test_twenty_steps_are_those_of_the_paper_written_naively(tmp_path, compat):
     ours = [line["train/loss"] for line in read_metrics(run.folder)]
     # Seen: at most 5e-6 in the loss, 2e-6 in the centre and 6e-7 in weights that moved by 9e-3.
     assert ours == pytest.approx(losses, abs=2e-5)
-    torch.testing.assert_close(run.method.center.center, center, atol=1e-5, rtol=0)
-    for trained, naive in ((run.method.student, student), (run.method.teacher, teacher)):
+    torch.testing.assert_close(run.task.method.center.center, center, atol=1e-5, rtol=0)
+    for trained, naive in ((run.task.method.student, student), (run.task.method.teacher, teacher)):
         torch.testing.assert_close(parts_that_matter(trained), parts_that_matter(naive), atol=3e-6, rtol=0)
     after = parts_that_matter(student)
     assert all((after[name] - before[name]).abs().max() > 3e-3 for name in before), "too little to compare"
@@ -163,10 +164,10 @@ def test_micro_batches_give_the_loss_the_gradient_and_the_centre_of_the_whole_ba
     for name, micro_batch in (("whole", None), ("parts", BATCH // 4)):
         run = a_run(tmp_path / name, micro_batch_size=micro_batch)
         assert run.shares.accumulation == (1 if micro_batch is None else 4)
-        loss = accumulate_gradients(run, run.micro_batches(ALONE), run.plan.at(0))
-        run.method.update_center()
-        gradients = {name: p.grad for name, p in run.method.student.named_parameters()}
-        results.append({"loss": loss, "center": run.method.center.center, **gradients})
+        loss = accumulate_gradients(run, run.micro_batches(ALONE), run.task.plan.at(0))
+        run.task.method.update_center()
+        gradients = {name: p.grad for name, p in run.task.method.student.named_parameters()}
+        results.append({"loss": loss, "center": run.task.method.center.center, **gradients})
     # The gradient's norm is about 10.
     torch.testing.assert_close(*results, atol=1e-5, rtol=1e-5)
 
@@ -176,16 +177,16 @@ def test_the_teacher_stays_when_the_scaler_skips_a_step_but_not_in_the_original(
     at_once = {"optim": {"warmup_epochs": 0, "freeze_last_layer_epochs": 0}}
     run = a_run(tmp_path, compat, steps=1, **at_once, dino={"warmup_teacher_temperature_epochs": 0})
     run.scaler = torch.amp.GradScaler("cpu", init_scale=1e38)  # the scaled loss is infinite
-    for weight in run.method.teacher.parameters():
+    for weight in run.task.method.teacher.parameters():
         weight.add_(0.5)
-    student, teacher = (list(copy.deepcopy(n).parameters()) for n in (run.method.student, run.method.teacher))
+    student, teacher = (list(copy.deepcopy(n).parameters()) for n in (run.task.method.student, run.task.method.teacher))
     with run.journal:
         train(run)
     assert run.step == 1 and run.scaler.get_scale() < 1e38
-    torch.testing.assert_close(list(run.method.student.parameters()), student, atol=0, rtol=0)
+    torch.testing.assert_close(list(run.task.method.student.parameters()), student, atol=0, rtol=0)
     if compat == "dino":
         teacher = [0.9 * k + 0.1 * q for k, q in zip(teacher, student, strict=True)]
-    torch.testing.assert_close(list(run.method.teacher.parameters()), teacher)
+    torch.testing.assert_close(list(run.task.method.teacher.parameters()), teacher)
 
 
 class CountingBackbone(nn.Module):

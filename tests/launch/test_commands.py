@@ -11,6 +11,7 @@ import pytest
 from made_runs import add_job, start, stop, without_slurm, write_heartbeat, write_lines
 
 from dino_ssl.config_flags import configure
+from dino_ssl.config_kinds import PRETRAIN
 from dino_ssl.config_yaml import write_config
 from dino_ssl.errors import UsageError
 from launch.job import PretrainJob
@@ -65,7 +66,7 @@ def test_a_dry_run_prints_a_script_that_bash_can_read_and_leaves_nothing_behind(
 def test_the_script_that_is_printed_is_the_one_that_is_submitted(recipe, capsys, tmp_path):
     main(["submit", str(recipe), "--cluster", "cpu", "--dry-run", "--output-dir", "run"])
 
-    config, _ = configure([str(recipe), "--output-dir", "run"])
+    config, _ = configure([str(recipe), "--output-dir", "run"], PRETRAIN)
     wanted = request(config, choose("cpu", {}), [], tmp_path)
     submitted = executor_of(wanted)
     wanted.place.logs.mkdir(parents=True)
@@ -118,7 +119,7 @@ def test_without_slurm_nothing_is_written_and_the_dry_run_is_named(recipe, capsy
 
 def test_resuming_takes_the_profile_the_flags_and_the_cwd_of_the_last_job(recipe, capsys, tmp_path, monkeypatch):
 
-    config, _ = configure([str(recipe), "--output-dir", "run"])
+    config, _ = configure([str(recipe), "--output-dir", "run"], PRETRAIN)
     changes = {"nodes": 2, "qos": "low"}
     wanted = request(config, choose("cpu", changes), [], tmp_path)
     wanted.folder.mkdir()

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from dino_ssl.config_flags import configure
-from dino_ssl.config_schema import KNOBS, flatten
+from dino_ssl.config_kinds import PRETRAIN
+from dino_ssl.config_schema import flatten
 from dino_ssl.errors import UsageError
 from launch.grids import read_grid
 
@@ -42,12 +43,14 @@ def test_a_points_flags_set_its_knob_to_its_value(tmp_path, knob, values):
 
     points = read_grid(grid(tmp_path, f"{knob}: [{', '.join(str(text(v)) for v in values)}]"))
     for point, value in zip(points, values, strict=True):
-        config, _ = configure(["--data", "x", *point.flags()])
+        config, _ = configure(["--data", "x", *point.flags()], PRETRAIN)
         expected = tuple(value) if isinstance(value, list) else value
         assert flatten(config)[knob] == expected
         others = {k: v for k, v in flatten(config).items() if k not in {knob, "data"}}
-        assert others == {k: v for k, v in flatten(configure(["--data", "x"])[0]).items() if k not in {knob, "data"}}
-    assert knob in KNOBS
+        assert others == {
+            k: v for k, v in flatten(configure(["--data", "x"], PRETRAIN)[0]).items() if k not in {knob, "data"}
+        }
+    assert knob in PRETRAIN.knobs
 
 
 @pytest.mark.parametrize(

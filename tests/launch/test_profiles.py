@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from dino_ssl.config_schema import KNOBS
+from dino_ssl.config_kinds import PRETRAIN
 from dino_ssl.errors import UsageError
 from dino_ssl.original_flags import REPLACEMENTS
 from launch import profile_files
@@ -229,7 +229,7 @@ def test_a_profile_may_be_named_by_its_file(tmp_path):
 
 
 def test_no_key_of_a_profile_is_a_knob_of_the_training():
-    assert not set(SINGLE) & (set(KNOBS) | set(REPLACEMENTS))
+    assert not set(SINGLE) & (set(PRETRAIN.knobs) | set(REPLACEMENTS))
 
 
 def test_the_help_has_every_key_and_every_profile():

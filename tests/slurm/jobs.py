@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from sklearn.datasets import load_digits
 
+from dino_ssl import config_kinds
 from dino_ssl.config import PretrainConfig
 from dino_ssl.config_yaml import from_dict, write_config
 
@@ -45,7 +46,7 @@ def a_recipe(folder: Path, **changes: Any) -> PretrainConfig:
     }
     for name, value in changes.items():
         tree[name] = {**tree.get(name, {}), **value} if isinstance(value, dict) else value
-    config = from_dict(tree)
+    config = from_dict(tree, config_kinds.PRETRAIN)
     write_config(config, folder / "recipe.yaml")
     return config
 

@@ -20,10 +20,13 @@ import torch
 from sklearn.datasets import load_digits
 
 from dino_ssl.config import PretrainConfig
+from dino_ssl.config_kinds import PRETRAIN
 from dino_ssl.config_yaml import from_dict
 from dino_ssl.training import distributed
-from dino_ssl.training.loop import pretrain, train
-from dino_ssl.training.prepare import begin, prepare
+from dino_ssl.training.loop import train
+from dino_ssl.training.plan import DinoRates
+from dino_ssl.training.prepare import begin
+from dino_ssl.training.pretraining import prepare, pretrain
 from dino_ssl.training.run import Run
 
 BATCH, STEPS_PER_EPOCH = 16, 5
@@ -35,7 +38,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 # Forks of a server that has imported everything start in a fraction of a second, from the same clean state.
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["dino_ssl.training.loop", "sklearn.datasets"])
+SERVER.set_forkserver_preload(["dino_ssl.training.pretraining", "sklearn.datasets"])
 
 
 def write_digits(folder: Path, *, first: int = 0) -> str:
@@ -71,10 +74,10 @@ def a_config(folder: Path, **changes: Any) -> PretrainConfig:
         tree[name] = {**tree.get(name, {}), **value} if isinstance(value, dict) else value
     if not Path(tree["data"]).exists():
         write_digits(Path(tree["data"]))
-    return from_dict(tree)
+    return from_dict(tree, PRETRAIN)
 
 
-def run_here(config: PretrainConfig) -> Run:
+def run_here(config: PretrainConfig) -> Run[DinoRates]:
     """Resume and train to the end in this process, without the pictures."""
     run = prepare(config, torch.device("cpu"))
     begin(run)

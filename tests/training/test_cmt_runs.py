@@ -9,7 +9,7 @@ from dino_ssl.config_checks import check
 from dino_ssl.errors import UsageError
 from dino_ssl.models.cmt import CMT_SIZES, CMTSize
 from dino_ssl.models.weights import load_encoder
-from dino_ssl.training.prepare import prepare
+from dino_ssl.training.pretraining import prepare
 
 KNOBS = {
     "steps": 2,
@@ -31,18 +31,18 @@ def drop_paths(network):
 
 def test_two_steps_move_every_weight_with_drop_path_on_the_student_only(tmp_path):
     config = a_config(tmp_path, **KNOBS)
-    method = prepare(config, torch.device("cpu")).method
+    method = prepare(config, torch.device("cpu")).task.method
     before = {name: value.clone() for name, value in method.student.named_parameters()}
     buffers = {name: value.clone() for name, value in method.teacher.named_buffers()}
     run = run_here(config)
-    student = dict(run.method.student.named_parameters())
+    student = dict(run.task.method.student.named_parameters())
     unmoved = {name for name, value in student.items() if torch.equal(value, before[name])}
     assert unmoved == {"head.last_layer.weight_g", "head.last_layer.weight_v"}  # frozen for the first two steps
-    means = [name for name, _ in run.method.teacher.named_buffers() if name.endswith("running_mean")]
-    teacher = dict(run.method.teacher.named_buffers())
+    means = [name for name, _ in run.task.method.teacher.named_buffers() if name.endswith("running_mean")]
+    teacher = dict(run.task.method.teacher.named_buffers())
     assert len(means) == 3 + 4 + 6 * 3 and not any(torch.equal(teacher[name], buffers[name]) for name in means)
-    assert [type(layer) for layer in drop_paths(run.method.teacher)] == [nn.Identity] * 6
-    assert drop_paths(run.method.student)[-1].drop_prob == config.model.drop_path == 0.2
+    assert [type(layer) for layer in drop_paths(run.task.method.teacher)] == [nn.Identity] * 6
+    assert drop_paths(run.task.method.student)[-1].drop_prob == config.model.drop_path == 0.2
 
 
 def test_a_run_resumes_exactly_with_activation_checkpointing_and_accumulation(tmp_path):
@@ -57,7 +57,7 @@ def test_a_run_resumes_exactly_with_activation_checkpointing_and_accumulation(tm
 @pytest.mark.parametrize("kind", ["free", "relative"])
 def test_the_encoder_of_a_run_is_its_teachers_backbone(tmp_path, kind):
     config = a_config(tmp_path, **{**KNOBS, "model": {**KNOBS["model"], "position_bias": kind}})
-    teacher = run_here(config).method.teacher.backbone.eval()
+    teacher = run_here(config).task.method.teacher.backbone.eval()
     encoder, images = load_encoder(config.output_dir), torch.randn(2, 3, 96, 64)[:, : config.crops.channels]
     assert encoder.name == "cmt_odd" and encoder.size == 64
     with torch.no_grad():

@@ -9,7 +9,7 @@ from dino_ssl.evaluation.results import Evaluation, Measurement
 from dino_ssl.training import evaluation_jobs
 from dino_ssl.training.evaluation_jobs import DONE, FAILED, SCRIPT, SENT
 from dino_ssl.training.journal import EVALUATED_STEP, append_metrics, read_metrics
-from dino_ssl.training.loop import pretrain
+from dino_ssl.training.pretraining import pretrain
 from tests.training.small_runs import a_config
 
 

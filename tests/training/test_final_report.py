@@ -2,7 +2,7 @@ import numpy as np
 from PIL import Image
 
 from dino_ssl.evaluation import results
-from dino_ssl.training.loop import pretrain
+from dino_ssl.training.pretraining import pretrain
 from tests.training.small_runs import BATCH, STEPS_PER_EPOCH, a_config
 
 

@@ -69,7 +69,7 @@ def one_step(journal: Journal, step: int) -> None:
         journal.log(step, step / STEPS_PER_EPOCH, {"train/lr": 1e-3 * step, "diag/entropy": loss / 2})
     if begun == 0:
         if epoch % 2 == 0:
-            journal.knn(step, epoch, epoch / 10)
+            journal.scored(step, epoch, epoch / 10)
         journal.end_epoch(step, epoch, lr=1e-3 * step, weight_decay=0.04)
 
 
@@ -166,7 +166,7 @@ def test_other_ranks_get_the_loss_and_write_nothing(tmp_path: Path, capsys: pyte
     with a_journal(tmp_path / "run", is_main=False, bar=True) as journal:
         journal.resume_at(0, 0)
         journal.add(torch.tensor(2.0))
-        journal.knn(1, 1, 0.5)
+        journal.scored(1, 1, 0.5)
         assert journal.log(1, 1, {}) == 2.0
         journal.end_epoch(1, 1, lr=0.1, weight_decay=0.0)
         journal.state_dict()
@@ -219,7 +219,7 @@ def test_durations_read_like_a_clock(seconds: float, text: str) -> None:
 @pytest.mark.parametrize(("total", "step"), [(1_680, 420), (1_000_000, 999_990), (10, 0)])
 def test_the_bar_fits_80_columns_and_loses_no_number(capsys: pytest.CaptureFixture[str], total: int, step: int) -> None:
     progress = Progress(start_step=step, total_steps=total, bar=True)
-    text = status(speed=Speed(123456.7, 1.0), seconds_left=86399.0, loss=11.09, knn_top1=1.0)
+    text = status(speed=Speed(123456.7, 1.0), seconds_left=86399.0, loss=11.09, score="kNN 100.0%")
     progress.show(step, 1.0, text, important=True)
     progress.close()
     frames = [frame for line in capsys.readouterr().err.split("\n") for frame in line.split("\r")]

@@ -9,7 +9,7 @@ import torch
 from dino_ssl.config import Dino, Optim, PretrainConfig
 from dino_ssl.errors import UsageError
 from dino_ssl.training.plan import make_plan
-from dino_ssl.training.prepare import prepare
+from dino_ssl.training.pretraining import prepare
 
 STEPS_PER_EPOCH = 10
 

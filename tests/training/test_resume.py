@@ -23,7 +23,8 @@ from small_runs import (
 )
 
 from dino_ssl.errors import RunError, UsageError
-from dino_ssl.training.prepare import begin, prepare
+from dino_ssl.training.prepare import begin
+from dino_ssl.training.pretraining import prepare
 
 STEPS = 8  # an epoch and three steps
 

@@ -121,14 +121,15 @@ def test_the_same_signal_again_kills_at_once_though_the_main_thread_hangs(tmp_pa
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGUSR2, 75)], ids=["TERM", "USR2"])
 def test_before_the_first_step_and_after_the_last_a_signal_ends_the_run_at_once(tmp_path, number, code):
     places = {
-        "loop.prepare": "prepare",
-        "loop.final_report": "report",
+        "pretraining.prepare": "prepare",
+        "pretraining.final_report": "report",
     }
     for place, name in places.items():
         config = a_config(tmp_path / name, steps=2)
         define = f"def hang(*_): open({str(tmp_path / name / 'hangs')!r}, 'w').close(); threading.Event().wait()"
         process = start(
-            config, tmp_path / name, f"import threading; from dino_ssl.training import loop; {place} = None", define,
+            config, tmp_path / name,
+            f"import threading; from dino_ssl.training import pretraining; {place} = 0", define,
             f"{place} = hang",
         )  # fmt: skip
         wait_until((tmp_path / name / "hangs").exists, process)

@@ -28,7 +28,7 @@ def run(tmp_path_factory):
 
 def test_a_runs_folder_gives_the_network_at_its_newest_step_with_the_runs_own_transform(run):
     images = torch.randn(4, 3, 16, 16)
-    for key, network in (("teacher", run.method.teacher), ("student", run.method.student)):
+    for key, network in (("teacher", run.task.method.teacher), ("student", run.task.method.student)):
         encoder = load_encoder(run.folder, key=key)
         with evaluating(network), torch.no_grad():
             assert torch.equal(encoder.backbone(images), network.backbone(images))
@@ -103,7 +103,7 @@ def test_inspect_shows_no_letter_of_a_file_that_a_terminal_would_obey(run, capsy
 
 
 def test_inspect_shows_the_flags_of_a_training_of_the_original(run, capsys, tmp_path):
-    teacher = run.method.teacher.state_dict()
+    teacher = run.task.method.teacher.state_dict()
     flags = Namespace(arch="vit_small", patch_size=8, output_dir="/x", lr=0.0005)
     torch.save({"teacher": teacher, "epoch": np.int64(7), "args": flags}, tmp_path / "checkpoint.pth")
     code, _, told = shown_by_inspect(capsys, tmp_path / "checkpoint.pth")

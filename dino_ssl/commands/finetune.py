@@ -1,0 +1,66 @@
+"""`dino-ssl finetune classify`."""
+
+import logging
+import sys
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from dino_ssl.config_flags import configure
+from dino_ssl.config_help import training_help
+from dino_ssl.config_kinds import FINETUNES
+from dino_ssl.config_schema import did_you_mean, nearest
+from dino_ssl.errors import UsageError
+from dino_ssl.training import requeue, signals
+from dino_ssl.training.ranks import placement, seconds_to_wait
+
+if TYPE_CHECKING:
+    from dino_ssl.finetuning.report import Report
+
+OVERVIEW = """\
+usage: dino-ssl finetune RECIPE_NAME ...
+
+  classify  a backbone and a classifier with labels, from scratch or from a checkpoint
+
+dino-ssl finetune classify --help lists every knob. For example:
+  dino-ssl finetune classify --data photos/ --model.weights runs/pretrain --output-dir runs/photos
+"""
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Train; say what was reached.
+
+    Raises:
+        UsageError, RunError, Stopped: as `training.loop.train_to_the_end`.
+    """
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(OVERVIEW)
+        return
+    name, *rest = arguments
+    if name not in FINETUNES:
+        meant = did_you_mean(nearest(name, FINETUNES))
+        raise UsageError(f"'{name}' is no fine-tuning{meant or ';'} choose from {', '.join(FINETUNES)}")
+    if {"-h", "--help"} & set(rest):
+        print(training_help(FINETUNES[name]))
+        return
+    _train(name, rest)
+
+
+def _train(name: str, arguments: Sequence[str]) -> None:
+    level = logging.INFO if placement().rank == 0 else logging.WARNING
+    logging.basicConfig(level=level, format="%(message)s")
+    config, notes = configure(arguments, FINETUNES[name])
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
+    # torch takes seconds to import; help and mistakes should not wait for it.
+    with signals.listening(requeue.leave_at_once):
+        time.sleep(seconds_to_wait(placement()))
+        from dino_ssl.finetuning.classify import classify  # noqa: PLC0415
+
+        _report(classify(config))
+
+
+def _report(report: "Report") -> None:
+    """Say what the run reached; of several ranks, one has something to say."""
+    if report.text:
+        print(f"\n{report.text}")

@@ -1,0 +1,75 @@
+"""The backbone of a fine-tuning: from scratch, or from any checkpoint that `dino-ssl inspect` understands."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+from dino_ssl.config_finetune import FinetuneConfig, View
+from dino_ssl.models.backbone import build_backbone, check_crop_sizes
+from dino_ssl.models.weight_plans import IMAGENET_MEAN, IMAGENET_STD
+from dino_ssl.models.weights import Loaded, load
+
+C = TypeVar("C", bound=FinetuneConfig)
+
+
+def started(config: C) -> tuple[C, nn.Module]:
+    """The configuration with what the weights decide filled in, and the backbone, ready to be trained.
+
+    Raises:
+        UsageError: the weights cannot be used, are of another network than model.name, or the size does not fit.
+    """
+    torch.manual_seed(config.seed)
+    if config.model.weights:
+        config, backbone = _from_weights(config)
+    else:
+        config = _with_pixels(config, IMAGENET_MEAN, IMAGENET_STD)
+        backbone = _from_scratch(config)
+    check_crop_sizes(backbone, {"crops.size": config.crops.size}, config.crops.channels)
+    if config.model.activation_checkpointing:
+        backbone.set_grad_checkpointing()  # type: ignore[operator]
+    if config.model.compile:
+        backbone.compile()
+    return config, backbone
+
+
+def _from_scratch(config: FinetuneConfig) -> nn.Module:
+    model = config.model
+    return build_backbone(
+        model.name,
+        image_size=config.crops.size,
+        patch_size=model.patch_size,
+        drop_path=model.drop_path,
+        small_stem=model.small_stem,
+        in_chans=config.crops.channels,
+    )
+
+
+def _from_weights(config: C) -> tuple[C, nn.Module]:
+    loaded = load(
+        Path(config.model.weights),
+        key=config.model.key,
+        arch=config.model.name or None,
+        drop_path=config.model.drop_path,
+    )
+    encoder = loaded.encoder
+    backbone = encoder.backbone
+    assert isinstance(backbone, nn.Module)
+    model = replace(config.model, name=_name(loaded), patch_size=encoder.backbone.patch_size)
+    config = _with_pixels(replace(config, model=model), encoder.mean, encoder.std)
+    return config, backbone.train().requires_grad_(True)
+
+
+def _name(loaded: Loaded) -> str:
+    """Without the patch size, which is a knob of its own."""
+    return loaded.encoder.name.partition("/")[0] if "timm/" not in loaded.encoder.name else loaded.encoder.name
+
+
+def _with_pixels(config: C, mean: tuple[float, ...], std: tuple[float, ...]) -> C:
+    """With mean and deviation where the configuration has none."""
+    if config.crops.mean:
+        return config
+    crops: View = replace(config.crops, mean=mean, std=std)
+    return replace(config, crops=crops)
