@@ -13,65 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from yaml.composer import ComposerError
-from yaml.constructor import ConstructorError
 
 from dino_ssl.config import PretrainConfig, RunConfig
+from dino_ssl.config_dialect import UNREADABLE, Dumper, Loader, unreadable
 from dino_ssl.config_kinds import KINDS, PRETRAIN, kind_of
 from dino_ssl.config_schema import C, Kind, Layer, build, did_you_mean, flatten, nearest, shown, take
 from dino_ssl.errors import UsageError
 
 PRESETS: Traversable = resources.files("dino_ssl") / "presets"
-
-_FLOAT = (
-    "tag:yaml.org,2002:float",
-    re.compile(r"[-+]?(\d[\d_]*\.[\d_]*([eE][-+]?\d+)?|\.\d[\d_]*([eE][-+]?\d+)?|\d[\d_]*[eE][-+]?\d+)$"
-               r"|[-+]?\.(inf|Inf|INF)$|\.(nan|NaN|NAN)$"),
-    list("-+.0123456789"),
-)  # fmt: skip
-
-
-class _Loader(yaml.SafeLoader):
-    """Safe and bounded, with YAML 1.2's scalars: PyYAML's (1.1) reads 5e-4 as text, `no` as False and 1:30 as 90."""
-
-    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012  (PyYAML fills it below)
-
-    def __init__(self, text: str) -> None:
-        super().__init__(text)
-        self._composed: set[int] = set()
-
-    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        node = super().compose_node(parent, index)
-        # Nine lines of lists of aliases of lists of aliases are a billion entries.
-        if isinstance(node, yaml.CollectionNode) and id(node) in self._composed:
-            raise ComposerError(None, None, "an alias stands for a list or a section; write it out", node.start_mark)
-        self._composed.add(id(node))
-        return node
-
-    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
-        try:
-            return super().construct_object(node, deep)
-        except (ValueError, KeyError, TypeError, AttributeError, OverflowError):  # !!int abc, a number of 5,000 digits
-            kind = node.tag.rpartition(":")[2]
-            raise ConstructorError(None, None, f"{shown(node.value)} is no {kind}", node.start_mark) from None
-
-
-_Loader.add_implicit_resolver(*_FLOAT)
-_Loader.add_implicit_resolver("tag:yaml.org,2002:null", re.compile(r"~$|null$|Null$|NULL$|$"), ["~", "n", "N", ""])
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:bool", re.compile(r"(true|True|TRUE|false|False|FALSE)$"), list("tTfF")
-)
-_Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"[-+]?(0|[1-9][\d_]*)$"), list("-+0123456789"))
-
-
-class _Dumper(yaml.SafeDumper):
-    """Quotes text that either YAML 1.1 or `_Loader` would take for a number; lists stay on their line."""
-
-
-_Dumper.add_implicit_resolver(*_FLOAT)
-_Dumper.add_representer(
-    list, lambda dumper, items: dumper.represent_sequence("tag:yaml.org,2002:seq", items, flow_style=True)
-)
 
 
 def read_config(files: Sequence[Path], preset: str | None = None) -> PretrainConfig:
@@ -152,11 +101,11 @@ def read_layer(file: Traversable, kind: Kind[Any]) -> Layer:
     layer = Layer()
     try:
         # A loader keeps the line of every node, which the plain `yaml.load` forgets.
-        loader = _Loader(file.read_text(encoding="utf-8"))
+        loader = Loader(file.read_text(encoding="utf-8"))
         root = loader.get_single_node()
         _take_node(layer, loader, root, kind, prefix="", name=str(file), lines={})
-    except _UNREADABLE as error:
-        return Layer(problems=[_unreadable(str(file), error)], suspects=set(kind.knobs))
+    except UNREADABLE as error:
+        return Layer(problems=[unreadable(str(file), error)], suspects=set(kind.knobs))
     return layer
 
 
@@ -172,7 +121,7 @@ class Entry:
 def read_entries(file: Traversable) -> tuple[list[Entry], list[str]]:
     """The outermost entries of a strict YAML file, and what is wrong with it; never raises for a bad file."""
     try:
-        loader = _Loader(file.read_text(encoding="utf-8"))
+        loader = Loader(file.read_text(encoding="utf-8"))
         root = loader.get_single_node()
         if root is None or _is_null(root):
             return [], []
@@ -182,33 +131,16 @@ def read_entries(file: Traversable) -> tuple[list[Entry], list[str]]:
             Entry(f"{file}:{key.start_mark.line + 1}: ", str(key.value), loader.construct_object(value, deep=True))
             for key, value in root.value
         ]
-    except _UNREADABLE as error:
-        return [], [_unreadable(str(file), error)]
+    except UNREADABLE as error:
+        return [], [unreadable(str(file), error)]
     first = {entry.key: entry for entry in reversed(found)}
     twice = [f"{e.where}'{e.key}' stands above already; keep one of the two" for e in found if first[e.key] is not e]
     return [entry for entry in found if first[entry.key] is entry], twice
 
 
-_UNREADABLE = (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError)
-
-
-def _unreadable(name: str, error: Exception) -> str:
-    match error:
-        case FileNotFoundError():
-            return f"{name}: no such file; write the path of a YAML file"
-        case OSError():
-            return f"{name}: cannot be read ({error.strerror}); write the path of a YAML file"
-        case yaml.MarkedYAMLError(problem_mark=yaml.Mark() as mark):
-            return f"{name}:{mark.line + 1}: not valid YAML: {error.problem}"
-        case RecursionError():
-            return f"{name}: not valid YAML: brackets in brackets without end"
-        case _:
-            return f"{name}: not a YAML text file: {str(error).splitlines()[0]}"
-
-
 def _take_node(
     layer: Layer,
-    loader: _Loader,
+    loader: Loader,
     node: yaml.Node | None,
     kind: Kind[Any],
     *,
@@ -290,7 +222,7 @@ def _take_tree(layer: Layer, tree: Mapping[str, Any], prefix: str, kind: Kind[An
 
 def write_config(config: RunConfig, file: Path) -> None:
     """Write every knob as plain YAML that `load_config` turns into an equal configuration."""
-    text = yaml.dump(to_dict(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    text = yaml.dump(to_dict(config), Dumper=Dumper, sort_keys=False, allow_unicode=True)
     unfinished = file.with_name(f"{file.name}.tmp")
     unfinished.write_text(
         f"# Every knob of this run: `dino-ssl {kind_of(config).command} {file.name}` repeats it.\n{text}",

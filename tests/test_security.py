@@ -21,6 +21,7 @@ from PIL import Image
 from test_architecture import sources, used_names
 
 from dino_ssl.cli import main
+from dino_ssl.config_kinds import PRETRAIN
 from dino_ssl.config_yaml import read_layer
 from dino_ssl.data import unpickling
 from dino_ssl.data.davis import open_davis
@@ -195,7 +196,7 @@ def test_a_recipe_runs_nothing_and_whatever_it_holds_is_one_clear_error(
 
 def test_an_alias_of_one_value_is_fine(tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text("epochs: &n 7\noptim: {warmup_epochs: *n}\n")
-    layer = read_layer(tmp_path / "recipe.yaml")
+    layer = read_layer(tmp_path / "recipe.yaml", PRETRAIN)
     assert layer.values == {"epochs": 7, "optim.warmup_epochs": 7.0} and not layer.problems
 
 
