@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from dino_ssl.checksums import write_sidecar
 from dino_ssl.errors import RunError, UsageError
+from dino_ssl.models.cmt import CMT
+from dino_ssl.models.cmt_keys import STRIDE
 from dino_ssl.models.encoder import Encoder
 from dino_ssl.models.timm_adapter import TimmBackbone
 from dino_ssl.models.timm_card import TimmCard, timm_card
@@ -104,6 +106,11 @@ def _timm_model(card: TimmCard, file: Path) -> Features:
 
 def _write_torch(encoder: Encoder, file: Path) -> Features:
     network = deepcopy(cast(nn.Module, encoder.backbone))
+    if isinstance(network, CMT) and network.patch_size != STRIDE:
+        raise UsageError(
+            "format=torch: the tensors of a CMT do not say that its stem is the one for small images "
+            "(model.small_stem); keep the run's checkpoint, or write --format onnx"
+        )
     inner = network.model if isinstance(network, TimmBackbone) else network
     try:
         torch.save(inner.state_dict(), file)

@@ -12,13 +12,18 @@ from torch import Tensor, nn
 from dino_ssl.errors import UsageError
 from dino_ssl.models.backbone import VIT_SIZES
 from dino_ssl.models.cifar_resnet import CIFAR_SIZES, CifarSize
+from dino_ssl.models.cmt import CMT_SIZES
+from dino_ssl.models.cmt_keys import cmt_name, cmt_options, with_our_names
 
 Tensors = dict[str, Tensor]
 
 WRAPPERS = ("module.", "_orig_mod.", "backbone.")
 BACKBONE = "backbone."
 CONTAINERS = ("state_dict", "model")
-NOT_OF_THE_BACKBONE = ("head", "fc", "classifier", "linear", "dino_head", "ibot_head", "mask_token", "masked_embed")
+NOT_OF_THE_BACKBONE = (
+    "head", "fc", "classifier", "linear", "dino_head", "ibot_head", "mask_token", "masked_embed",
+    "_fc", "_bn",  # between the last stage of a released CMT and its classifier
+)  # fmt: skip
 """First parts of names that may be left out: projection and classification heads, and tokens for masked patches."""
 
 DINOV2_SIZES = {(384, 12): "s", (768, 12): "b", (1024, 24): "l", (1536, 40): "g"}
@@ -55,7 +60,7 @@ class Recognised:
     """What the names say.
 
     Attributes:
-        family: dino, ibot, dinov2, timm, torchvision, cifar.
+        family: dino, ibot, dinov2, timm, torchvision, cifar, cmt.
         name: of the architecture, for people.
         arch: a name for `build_backbone`; empty for ViTs, which `options` describe.
         options: arguments of `VisionTransformer` or of `build_backbone`.
@@ -75,7 +80,7 @@ def network_in(content: dict[str, Any], key: str, path: Path) -> Network:
     """
     tensors, key = _chosen(content, key, path)
     inside = [name for name in tensors if _is_inside(name)] or list(tensors)
-    backbone = {_joined_chunks(_without_wrappers(name)): tensors[name] for name in inside}
+    backbone = with_our_names({_joined_chunks(_without_wrappers(name)): tensors[name] for name in inside})
     if len(backbone) < len(inside):
         raise UsageError(f"{path} holds tensors that differ in their prefixes only; write a file of one network")
     return Network(backbone, key, sorted(_without_wrappers(name) for name in tensors.keys() - set(inside)))
@@ -152,12 +157,12 @@ def recognise(network: Network, path: Path) -> Recognised:
     """
     if is_vit(network):
         return recognise_vit(network, path)
-    if found := recognise_resnet(network) or recognise_cifar_resnet(network):
+    if found := recognise_resnet(network) or recognise_cifar_resnet(network) or recognise_cmt(network):
         return found
     some = ", ".join(sorted(network.tensors)[:5])
     raise UsageError(
         f"{path} holds tensors of no known network ({some}, ...); known are the ViTs of dino, ibot, dinov2 and timm, "
-        "and ResNets; of another network of timm write the name, as --arch timm/NAME"
+        f"ResNets, and {', '.join(CMT_SIZES)}; of another network of timm write the name, as --arch timm/NAME"
     )
 
 
@@ -200,6 +205,12 @@ def recognise_cifar_resnet(network: Network) -> Recognised | None:
     size = CifarSize(len(_numbers(names, "layer1.")), stem, width, is_wide=len(names["bn1.weight"]) != stem)
     name = next((name for name, known in CIFAR_SIZES.items() if known == size), None)
     return Recognised("cifar", name, name, {"in_chans": names["conv1.weight"].shape[1]}) if name else None
+
+
+def recognise_cmt(network: Network) -> Recognised | None:
+    """A CMT of `CMT_SIZES`, released or ours; None if it is none."""
+    arch, options = cmt_name(network.tensors), cmt_options(network.tensors)
+    return None if arch is None or options is None else Recognised("cmt", arch, arch, options)
 
 
 def recognise_vit(network: Network, path: Path) -> Recognised:

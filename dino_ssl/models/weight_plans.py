@@ -13,6 +13,7 @@ from dino_ssl.errors import UsageError
 from dino_ssl.models.backbone import VIT_SIZES, build_backbone, unknown_backbone
 from dino_ssl.models.cifar_resnet import CIFAR_SIZES
 from dino_ssl.models.cmt import CMT_SIZES
+from dino_ssl.models.cmt_keys import cmt_options
 from dino_ssl.models.resnet import LAYOUTS
 from dino_ssl.models.timm_adapter import TimmBackbone
 from dino_ssl.models.vit import VisionTransformer
@@ -53,7 +54,7 @@ class Plan:
     """A network to build and its images.
 
     Attributes:
-        family: dino-ssl, dino, ibot, dinov2, timm, torchvision or cifar.
+        family: dino-ssl, dino, ibot, dinov2, timm, torchvision, cifar or cmt.
         name: of the architecture, for people.
         build: makes it with fresh weights; takes `drop_path`.
         all_is_stored: whether the network is nothing but its tensors, so that it can be made without their values.
@@ -165,6 +166,8 @@ def _by_our_name(arch: str, network: Network, path: Path) -> Plan:
         sizes = {"embed_dim": dim, "depth": depth, "num_heads": heads}
         name = f"{arch}/{found.options['patch_size']}"
         return _by_names(Recognised(found.family, name, "", {**found.options, **sizes}), path)
+    if arch in CMT_SIZES and (options := cmt_options(network.tensors)):
+        return _by_names(Recognised("cmt", arch, arch, options), path)
     if arch in LAYOUTS and (resnet := recognise_resnet(network)):
         return _by_names(Recognised(resnet.family, arch, arch, resnet.options), path)
     if arch in CIFAR_SIZES and (small := recognise_cifar_resnet(network)):
@@ -184,6 +187,7 @@ def _by_names(found: Recognised, path: Path) -> Plan:
     if found.family == "cifar":
         return Plan(found.family, found.name, partial(build_backbone, found.arch, image_size=32), CIFAR_IMAGES)
     if found.arch:
-        build = partial(build_backbone, found.arch, image_size=Images.size, **found.options)
-        return Plan(found.family, found.name, build, Images())
+        options = {"image_size": Images.size, **found.options}
+        build = partial(build_backbone, found.arch, **options)
+        return Plan(found.family, found.name, build, Images(options["image_size"]))
     return Plan(found.family, found.name, partial(VisionTransformer, **found.options), Images(), all_is_stored=True)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from dino_ssl.errors import UsageError
 from dino_ssl.models.backbone import Backbone
+from dino_ssl.models.cmt import CMT
 from dino_ssl.models.encoder import Encoder
 from dino_ssl.models.timm_adapter import TimmBackbone
 from dino_ssl.models.vit import VisionTransformer
@@ -27,7 +28,7 @@ class Loaded:
     """An encoder and where it comes from.
 
     Attributes:
-        family: dino-ssl, dino, ibot, dinov2, timm, torchvision or cifar.
+        family: dino-ssl, dino, ibot, dinov2, timm, torchvision, cifar or cmt.
         key: teacher or student; empty where the file holds one network only.
         tensors: what the file gave to the backbone, as it was there.
     """
@@ -91,7 +92,7 @@ def load(
         name=plan.name,
         origin=_origin(file, network),
         digest=digest_of(used),
-        report=", ".join([report[0], *_interpolated(network, images.size), *report[1:]]),
+        report=", ".join([report[0], *_interpolated(backbone, network, images.size), *report[1:]]),
         size=images.size,
         center_crop=images.center_crop,
         mean=images.mean,
@@ -158,9 +159,9 @@ def _check_patches(backbone: nn.Module, patch_size: int | None, path: Path) -> N
 
 
 def _check_size(backbone: nn.Module, images: Images) -> None:
-    """Of ViTs by the patches; some networks of timm take one size only, which shows when they are tried."""
+    """Of ViTs and CMTs by the patches; some networks of timm take one size only, which shows when they are tried."""
     size = images.size
-    if isinstance(backbone, VisionTransformer) and size % backbone.patch_size:
+    if isinstance(backbone, VisionTransformer | CMT) and size % backbone.patch_size:
         near = max(1, round(size / backbone.patch_size)) * backbone.patch_size
         raise UsageError(f"size={size} must be a multiple of the patch size {backbone.patch_size}; write --size {near}")
     if isinstance(backbone, TimmBackbone):
@@ -172,8 +173,11 @@ def _check_size(backbone: nn.Module, images: Images) -> None:
             raise UsageError(text) from None
 
 
-def _interpolated(network: Network, size: int) -> list[str]:
+def _interpolated(backbone: nn.Module, network: Network, size: int) -> list[str]:
     """What becomes of the table of positions at that size; of tables with and without a row for the class token."""
+    if isinstance(backbone, CMT):
+        made = backbone.image_size
+        return [f"position biases resampled {made}x{made} -> {size}x{size} px"] if made != size else []
     if (trained := trained_grid(network)) is None:
         return []
     side, grid = trained[0], size // trained[1]
