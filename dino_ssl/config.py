@@ -17,6 +17,7 @@ GradientType = Literal["fp32", "bf16"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Renderer = Literal["fused", "pil", "device"]
 Sharding = Literal["none", "fsdp2"]
+TeacherMode = Literal["train", "eval"]
 
 
 @dataclass(frozen=True)
@@ -115,6 +116,8 @@ class Dino:
     """Momentum of the teacher at the start; nearer to 1 for batches below 256."""
     momentum_end: float = 1.0
     """Momentum of the teacher at the end of its cosine."""
+    teacher_mode: TeacherMode = "train"
+    """Batch norm of the teacher. train: by its own crops, as the original; eval: by the student's statistics."""
 
 
 @dataclass(frozen=True)
@@ -181,6 +184,8 @@ class Knn:
     """Side of the centre crop over the resized short side: 224 of 256; 1.0 for images already cropped."""
     max_images: int = 10_000
     """Largest bank and largest query set while training; the table at the end uses every image."""
+    precise_bn: int = 0
+    """Images of the bank that batch norm statistics are estimated from for k-NN; 0: those of the training."""
 
 
 @dataclass(frozen=True)

@@ -69,6 +69,7 @@ RANGES = (
     Range("must be above 0 and at most 1", lambda x: 0 < x <= 1, "knn.center_crop"),
     # The hue turns by 0.1 of this strength, and half a turn is the most there is.
     Range("must lie between 0 and 5", lambda x: 0 <= x <= 5, "crops.color_jitter"),
+    Range("must be 0 or at least 2, since one image has no variance", lambda x: x == 0 or x >= 2, "knn.precise_bn"),
     Range(
         "must be two shares of the area, 0 < smallest <= largest <= 1",
         lambda x: 0 < x[0] <= x[1] <= 1,

@@ -1,21 +1,27 @@
 """How a command computes, and the features it computes with: device, precision, workers, cache, ranks."""
 
+import hashlib
 import sys
 from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import cast
 
 import torch
+from torch import nn
 
 from dino_ssl.commands.options import device_of
 from dino_ssl.commands.progress import progress
 from dino_ssl.data.cache_folder import cache_folder
 from dino_ssl.data.sources import Source, labels_in
+from dino_ssl.errors import UsageError
 from dino_ssl.evaluation.feature_store import Extraction, Share, features_of
-from dino_ssl.evaluation.features import Features, Labelled, labelled
+from dino_ssl.evaluation.features import Extractor, Features, Labelled, labelled
 from dino_ssl.evaluation.readouts import POOLED, Readout
+from dino_ssl.models.backbone import Backbone
+from dino_ssl.models.batch_norm import has_batch_norm, with_statistics_of
 from dino_ssl.models.encoder import Encoder
 from dino_ssl.training import distributed
 from dino_ssl.training.ranks import cores_of_this_rank
@@ -66,6 +72,29 @@ class Compute:
     def share(self) -> Share:
         """This process among those of `ranks`."""
         return Share(distributed.rank(), distributed.world_size(), distributed.gather)
+
+    def with_precise_batch_norm(self, encoder: Encoder, source: Source, num_images: int) -> Encoder:
+        """The encoder with the batch norm statistics of so many images; every rank looks at all of them.
+
+        Raises:
+            UsageError: it has no batch norm.
+        """
+        network = cast(nn.Module, encoder.backbone)
+        if not has_batch_norm(network):
+            raise UsageError(f"precise_bn={num_images}, but {encoder.name} has no batch norm; leave --precise-bn out")
+        prepared = (encoder.size, encoder.center_crop, encoder.mean, encoder.std)
+        extractor = Extractor(
+            network.to(self.device), *prepared, self.device, batch_size=self.batch_size, num_workers=self.num_workers
+        )
+        exact = with_statistics_of(network, extractor.some_images(source, num_images))
+        # Another encoder, whose features are kept apart from those of the first.
+        told = f"{encoder.digest} precise_bn {source.fingerprint()} {num_images} {self.batch_size}"
+        return replace(
+            encoder,
+            backbone=cast(Backbone, exact),
+            digest=hashlib.sha256(told.encode()).hexdigest(),
+            origin=f"{encoder.origin}, batch norm of {num_images:,} images of {source.name}",
+        )
 
     def labelled(
         self, encoder: Encoder, source: Source, classes: tuple[str, ...], readout: Readout = POOLED

@@ -52,6 +52,8 @@ def run(arguments: Sequence[str]) -> None:
     settings.among(len(train) - (test is None))  # before the weights are read
     with compute.ranks():
         encoder = options.encoder_of(words)
+        if words.precise_bn:
+            encoder = compute.with_precise_batch_norm(encoder, train, words.precise_bn)
         found = evaluate(encoder, train, test, settings, compute, few_shot=words.few_shot, tries=words.tries or TRIES)
     if placement().rank == 0 and "note" in found.details:
         print(f"\n{found.details['note']}")
@@ -67,6 +69,8 @@ def _parser() -> Parser:
     add("--temperature", type=real(0, open_below=True), default=0.07, metavar="T", help="of the votes (%(default)s)")
     alone = "classify each image of --train by all the others, also where there is a test split"
     add("--leave-one-out", action="store_true", help=alone)
+    precise = "first estimate batch norm statistics from N images of --train, where the network has batch norm"
+    add("--precise-bn", type=whole(2), metavar="N", help=precise)
     shots = "also with banks of N images of each class, drawn at random"
     add("--few-shot", type=whole(1), nargs="+", default=[], metavar="N", help=shots)
     add("--tries", type=whole(1), metavar="N", help=f"of each few-shot bank ({TRIES})")

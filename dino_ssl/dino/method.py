@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from dino_ssl.config import Parallel
+from dino_ssl.config import Parallel, TeacherMode
 from dino_ssl.dino.centering import Center
 from dino_ssl.dino.losses import dino_loss, teacher_probabilities
 from dino_ssl.training import distributed, sharding
@@ -54,8 +54,9 @@ class SelfDistillation:
 
     Args:
         student: trained by gradient; wrapped here for data parallelism.
-        teacher: same architecture without drop path; starts as a copy of the student, takes no gradient, and
-            stays in training mode, so that its BN (if any) uses the statistics of its own crops.
+        teacher: same architecture without drop path; starts as a copy of the student and takes no gradient.
+        teacher_mode: train: BN (if any) uses the statistics of the teacher's own crops, and its running ones follow
+            these. eval: it uses its running statistics, which after every step are the student's.
         parallel: how ranks share both; of sharded networks this rank's `parameters()` are parts.
     """
 
@@ -68,9 +69,11 @@ class SelfDistillation:
         student_temperature: float,
         device: torch.device,
         parallel: Parallel,
+        teacher_mode: TeacherMode = "train",
     ) -> None:
         self.student = student.to(device)
-        self.teacher = teacher.to(device)
+        self.teacher = teacher.to(device).train(teacher_mode == "train")
+        self.teacher_mode = teacher_mode
         self.teacher.load_state_dict(self.student.state_dict())
         self.teacher.requires_grad_(False)
         self.center = center.to(device)
@@ -88,9 +91,12 @@ class SelfDistillation:
 
     @torch.no_grad()
     def update_teacher(self, momentum: float) -> None:
-        """Move every weight of the teacher towards the student's; BN buffers stay its own."""
+        """Move every weight of the teacher towards the student's; BN buffers stay its own, or become the student's."""
         teacher, student = (sharding.local(network.parameters()) for network in (self.teacher, self.student))
         torch._foreach_lerp_(teacher, student, 1 - momentum)
+        if self.teacher_mode == "eval":
+            for kept, new in zip(self.teacher.buffers(), self.student.buffers(), strict=True):
+                kept.copy_(new)
 
     @torch.no_grad()
     def update_center(self) -> None:

@@ -131,6 +131,17 @@ class Extractor:
             _check_finite(found, source)
             yield found
 
+    def some_images(self, source: Source, num_images: int) -> Iterator[Float[Tensor, "_b c s s"]]:
+        """About so many images, evenly spread over the source, as the encoder gets them; those that can be read.
+
+        Each batch spans the whole source: of images in the order of their classes, too, it is a fair sample.
+        """
+        chosen = np.linspace(0, len(source) - 1, min(num_images, len(source))).astype(int).tolist()
+        num_batches = -(-len(chosen) // self.batch_size)
+        for batch in self._loaded(source, [chosen[first::num_batches] for first in range(num_batches)]):
+            if batch.indices:
+                yield normalize(batch.pixels.to(self.device), self.mean, self.std)
+
     def _encoded(self, batches: Iterable["_Batch"], advance: Callable[[int], object]) -> Features:
         values, kept, broken = [], [], []
         autocast = torch.autocast(self.device.type, self.precision, self.precision is not None)

@@ -81,6 +81,7 @@ def build_method(config: PretrainConfig, device: torch.device) -> SelfDistillati
         student_temperature=config.dino.student_temperature,
         device=device,
         parallel=config.parallel,
+        teacher_mode=config.dino.teacher_mode,
     )
     if config.model.activation_checkpointing:
         assert isinstance(student.backbone, Backbone)

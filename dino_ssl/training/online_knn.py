@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from dino_ssl.evaluation.knn import pixel_baselines
 from dino_ssl.evaluation.knn_protocol import Neighbours, shared_ranks
 from dino_ssl.evaluation.protocols import KNN
 from dino_ssl.evaluation.results import Evaluation, Measurement, about_data
+from dino_ssl.models.batch_norm import has_batch_norm, with_statistics_of
 from dino_ssl.training import distributed
 from dino_ssl.training.ranks import cores_of_this_rank
 
@@ -60,7 +61,11 @@ class OnlineKnn:
         crops, knobs = self.config.crops, self.config.knn
         share = Share(distributed.rank(), distributed.world_size(), distributed.gather)
         distributed.share_buffers(backbone)
-        bank, queries = self._sets(backbone, max_images, share, size=crops.global_size, mean=crops.mean, std=crops.std)
+        extractor = self._extractor(backbone, size=crops.global_size, mean=crops.mean, std=crops.std)
+        if knobs.precise_bn and has_batch_norm(backbone):
+            images = extractor.some_images(self.bank, knobs.precise_bn)
+            extractor = replace(extractor, encoder=with_statistics_of(backbone, images))
+        bank, queries = self._sets(extractor, max_images, share)
         settings = Neighbours((knobs.k,), knobs.temperature, self.device)
         ranks = shared_ranks(bank, queries, (knobs.k,), settings, share)
         top1 = (ranks[knobs.k] == 0).double().mean().item()
@@ -74,9 +79,8 @@ class OnlineKnn:
     def pixels(self) -> Measured:
         """What the pixels themselves reach, every image; on rank 0."""
         channels = self.config.crops.channels
-        bank, queries = self._sets(
-            nn.Flatten(), None, Share(), size=self.pixel_side, mean=(0.0,) * channels, std=(1.0,) * channels
-        )
+        flat = self._extractor(nn.Flatten(), size=self.pixel_side, mean=(0.0,) * channels, std=(1.0,) * channels)
+        bank, queries = self._sets(flat, None, Share())
         found = pixel_baselines(
             bank.values, bank.labels, queries.values, queries.labels,
             k=self.config.knn.k, temperature=self.config.knn.temperature, leave_one_out=self.queries is None,
@@ -87,6 +91,7 @@ class OnlineKnn:
     def evaluations(self, measured: Measured, seconds: float, *, size: int) -> list[Evaluation]:
         """Accuracies over every image, with all they were measured on, at `size` pixels."""
         knobs = self.config.knn
+        precise = knobs.precise_bn > 0
         sets = (("bank", self.bank, measured.num_bank), ("queries", self.queries or self.bank, measured.num_queries))
         return [
             Evaluation(
@@ -95,7 +100,7 @@ class OnlineKnn:
                 data={role: about_data(source, number) for role, source, number in sets},
                 measurements=[Measurement("knn/top1", top1, settings={"k": knobs.k})],
                 seconds=seconds,
-                settings={"temperature": knobs.temperature},
+                settings={"temperature": knobs.temperature} | ({"precise_bn": knobs.precise_bn} if precise else {}),
             )
             for name, top1 in measured.top1.items()
         ]
@@ -109,21 +114,15 @@ class OnlineKnn:
             f"{len(queries):,} images of {queries.name}{left_out}"
         )
 
-    def _sets(
-        self,
-        encoder: nn.Module,
-        max_images: int | None,
-        share: Share,
-        *,
-        size: int,
-        mean: tuple[float, ...],
-        std: tuple[float, ...],
-    ) -> tuple[Labelled, Labelled]:
+    def _extractor(
+        self, encoder: nn.Module, *, size: int, mean: tuple[float, ...], std: tuple[float, ...]
+    ) -> Extractor:
+        center_crop, threads = self.config.knn.center_crop, cores_of_this_rank()
+        return Extractor(encoder, size, center_crop, mean, std, self.device, num_threads=threads)
+
+    def _sets(self, extractor: Extractor, max_images: int | None, share: Share) -> tuple[Labelled, Labelled]:
         """Bank and queries; the same object twice when there are no queries."""
         classes = self.bank.classes
-        extractor = Extractor(
-            encoder, size, self.config.knn.center_crop, mean, std, self.device, num_threads=cores_of_this_rank()
-        )
 
         def features(source: Source) -> Labelled:
             indices = self._subset(source, max_images)

@@ -4,10 +4,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from dino_ssl.commands import knn
+from dino_ssl.data.sources import load, open_source
+from dino_ssl.data.transfer import normalize
 from dino_ssl.errors import UsageError
 from dino_ssl.models.backbone import build_backbone
+from dino_ssl.models.batch_norm import with_statistics_of
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +89,35 @@ def test_a_default_that_broken_images_make_too_large_is_left_out_and_a_wish_is_a
 def test_more_neighbours_than_the_bank_has_are_an_error_before_the_weights_are_read(images, tmp_path):
     with pytest.raises(UsageError, match="k=19 is more than the 18 neighbours in the bank; write --k 18"):
         measure(tmp_path / "no such weights", tmp_path, "--train", images, "--k", 19)
+
+
+def test_batch_norm_of_the_training_images_gives_the_features_of_such_a_network(images, tmp_path, capsys):
+    torch.manual_seed(0)
+    cmt = build_backbone("resnet18", image_size=32)
+    torch.save(cmt.state_dict(), tmp_path / "resnet18.pth")
+    source = open_source(str(images / "train"), tmp_path)
+    words = ["--weights", tmp_path / "resnet18.pth", "--size", 32, "--center-crop", 1, "--train", images, "--k", 3]
+    words += ["--num-workers", 0, "--device", "cpu", "--cache", tmp_path / "cache", "--batch-size", 5]
+    values = {}
+    for name, more in (("running", []), ("precise", ["--precise-bn", 9])):
+        knn.run([str(word) for word in (*words, *more, "--output", tmp_path / f"{name}.json")])
+        (values[name],) = json.loads((tmp_path / f"{name}.json").read_text())["evaluations"]
+    assert values["running"]["encoder"]["digest"] != values["precise"]["encoder"]["digest"]
+    assert "batch norm of 9 images of" in values["precise"]["encoder"]["origin"]
+    batches = [[0, 4, 8, 12, 17], [2, 6, 10, 14]]  # of 18 images, nine that are spread, in two batches
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    tensors = [torch.stack([torch.from_numpy(load(source, i, channels=3).pixels) for i in batch]) for batch in batches]
+    exact = with_statistics_of(cmt, [normalize(pixels.permute(0, 3, 1, 2), mean, std) for pixels in tensors])
+    first = normalize(torch.from_numpy(load(source, 0, channels=3).pixels).permute(2, 0, 1)[None], mean, std)
+    with torch.no_grad():
+        expected = exact(first)[0]
+    kept = [load_file(file)["values"][0] for file in (tmp_path / "cache").rglob("*.safetensors")]
+    assert sum(torch.allclose(values, expected, rtol=1e-3, atol=1e-4) for values in kept) == 1 and len(kept) == 4
+
+
+def test_batch_norm_of_a_network_without_is_refused(weights, images, tmp_path):
+    with pytest.raises(UsageError, match="precise_bn=9, but vit_tiny/16 has no batch norm"):
+        measure(weights, tmp_path, "--train", images, "--precise-bn", 9)
 
 
 def test_one_image_of_each_class_is_enough(weights, tmp_path):

@@ -269,6 +269,25 @@ def test_the_teacher_starts_as_the_student_and_follows_its_weights_but_not_its_b
     torch.testing.assert_close(dict(method.teacher.named_buffers()), dict(before.named_buffers()))
 
 
+def test_a_teacher_in_evaluation_mode_normalises_by_the_statistics_of_the_student():
+    student, teacher = a_counting_network(), a_counting_network()
+    method = SelfDistillation(
+        student, teacher, Center(5), student_temperature=0.1, device=CPU, parallel=Parallel(), teacher_mode="eval"
+    )
+    norm, views = method.teacher.backbone.norm, views_of((2, 16), (3, 8))
+    method.loss(views, 0.04)
+    assert not norm.training and torch.equal(norm.running_mean, torch.zeros(3)) and method.student.training
+    method.update_teacher(0.9)
+    mean, var = torch.zeros(3), torch.ones(3)
+    for size in views:  # the student's passes, global crops first, at PyTorch's momentum of 0.1
+        colours = size.flatten(0, 1).mean((2, 3))
+        mean, var = 0.9 * mean + 0.1 * colours.mean(0), 0.9 * var + 0.1 * colours.var(0)
+    torch.testing.assert_close((norm.running_mean, norm.running_var), (mean, var))
+    colours = views[0].flatten(0, 1).mean((2, 3))
+    expected = method.teacher.head((colours - mean) / (var + 1e-5).sqrt() * norm.weight + norm.bias)
+    torch.testing.assert_close(method.teacher(views[:1]).flatten(0, 1), expected)
+
+
 def test_without_local_crops_the_loss_is_the_mean_of_the_two_crossed_pairs():
     method, views = a_method(), views_of((2, 16))
     logits = method.student(views).detach()

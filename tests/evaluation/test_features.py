@@ -105,6 +105,17 @@ def test_features_are_those_of_one_image_at_a_time():
     assert features.values.dtype == torch.float32 and not features.values.requires_grad
 
 
+@pytest.mark.parametrize(("num_images", "batches"), [(5, [[0, 4], [1, 6], [3]]), (99, [[0, 3, 6], [1, 4], [2, 5]])])
+def test_some_images_are_spread_over_the_source_and_so_is_each_batch(num_images, batches):
+    source, one = Noise(broken=(1,)), torch.device("cpu")
+    extractor = Extractor(network(), 16, 0.875, MEAN, STD, one, batch_size=2 if num_images == 5 else 3)
+    expected = [[normalize(center_pixels(source.raw(i), 16, 0.875)[None], MEAN, STD) for i in batch if i != 1]
+                for batch in batches]  # fmt: skip
+    found = list(extractor.some_images(source, num_images))
+    assert [len(images) for images in found] == [len(batch) for batch in expected]
+    torch.testing.assert_close(found, [torch.cat(batch) for batch in expected])
+
+
 def test_features_of_chosen_images_come_in_the_order_asked_for():
     every = extract(network(), Noise()).values
     features = extract(network(), Noise(), indices=[5, 0, 3])

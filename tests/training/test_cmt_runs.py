@@ -1,5 +1,7 @@
 """Pretraining a CMT: no class token, batch norm inside, crops of two sizes on one table of biases."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from small_runs import a_config, as_killed_after, assert_bitwise_equal, run_here, state_after
@@ -7,6 +9,8 @@ from torch import nn
 
 from dino_ssl.config_checks import check
 from dino_ssl.errors import UsageError
+from dino_ssl.evaluation.features import Extractor
+from dino_ssl.models.batch_norm import with_statistics_of
 from dino_ssl.models.cmt import CMT_SIZES, CMTSize
 from dino_ssl.models.weights import load_encoder
 from dino_ssl.training.pretraining import prepare
@@ -69,3 +73,31 @@ def test_a_batch_of_one_and_crops_of_other_sizes_are_refused_before_any_work(tmp
     config = a_config(tmp_path, **{**KNOBS, "crops": {"global_size": 64, "local_size": 40}})
     with pytest.raises(UsageError, match=r"crops.local_size=40 .* multiples of 32"):
         prepare(config, torch.device("cpu"))
+
+
+def test_knn_with_precise_statistics_is_that_of_a_network_with_them_and_changes_nothing_of_the_run(tmp_path):
+    config = a_config(tmp_path, **KNOBS, knn={"every_epochs": 1, "k": 3, "precise_bn": 40})
+    run = run_here(config)
+    before = {name: value.clone() for name, value in run.task.method.teacher.state_dict().items()}
+    backbone = run.task.teacher_backbone()
+    found = run.task.knn.measure(backbone, max_images=None)
+    images = Extractor(
+        backbone, 64, config.knn.center_crop, config.crops.mean, config.crops.std, torch.device("cpu")
+    ).some_images(run.source, 40)
+    plain = replace(run.task.knn, config=replace(config, knn=replace(config.knn, precise_bn=0)))
+    assert found == plain.measure(with_statistics_of(backbone, images), max_images=None)
+    assert_bitwise_equal(dict(run.task.method.teacher.state_dict()), before)
+    assert run.task.method.teacher.training
+    settings = [one.settings for knn in (run.task.knn, plain) for one in knn.evaluations(found, 1.0, size=64)]
+    assert settings == [{"temperature": 0.07, "precise_bn": 40}, {"temperature": 0.07}]
+
+
+def test_a_teacher_in_evaluation_mode_keeps_the_statistics_of_the_student(tmp_path):
+    run = run_here(a_config(tmp_path, **KNOBS, dino={"teacher_mode": "eval"}))
+    assert not any(module.training for module in run.task.method.teacher.modules())
+    torch.testing.assert_close(
+        dict(run.task.method.teacher.named_buffers()), dict(run.task.method.student.named_buffers()), rtol=0, atol=0
+    )
+    assert any(
+        "precise_bn=1 must be 0 or at least 2" in line for line in check(a_config(tmp_path, knn={"precise_bn": 1}))
+    )
