@@ -14,7 +14,8 @@ import dino_ssl
 # they take numbers and tensors. A module stands on the first floor that names it.
 FLOORS = [floor.split() for floor in (
     "__init__ errors durable checksums",
-    "*.__init__ models.* data.* dino.losses dino.centering dino.schedules finetuning.schedule finetuning.views"
+    "*.__init__ models.* data.* dino.losses dino.centering dino.schedules dino.collapse dino.verdicts"
+    " finetuning.schedule finetuning.views"
     " finetuning.knowledge_review finetuning.distillation",
     "evaluation.*",
     "config training.distributed training.ranks training.rendezvous training.sharding",

@@ -4,6 +4,7 @@ Sizes: b images of this micro-batch, v views of one size, k prototypes.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -11,8 +12,13 @@ from torch import Tensor, nn
 
 from dino_ssl.config import Parallel, TeacherMode
 from dino_ssl.dino.centering import Center
+from dino_ssl.dino.collapse import NUM_FEATURES, Observations
 from dino_ssl.dino.losses import dino_loss, teacher_probabilities
+from dino_ssl.models.heads import DINOHead
 from dino_ssl.training import distributed, sharding
+
+WEIGHTS_PER_TENSOR = 16
+"""Of every weight tensor, about as many entries are looked at for the distance between student and teacher."""
 
 
 class MultiCropNetwork(nn.Module):
@@ -24,9 +30,9 @@ class MultiCropNetwork(nn.Module):
     """
 
     backbone: nn.Module
-    head: nn.Module
+    head: DINOHead
 
-    def __init__(self, backbone: nn.Module, head: nn.Module) -> None:
+    def __init__(self, backbone: nn.Module, head: DINOHead) -> None:
         super().__init__()
         self.backbone = backbone
         self.head = head
@@ -78,6 +84,10 @@ class SelfDistillation:
         self.teacher.requires_grad_(False)
         self.center = center.to(device)
         self.student_temperature = student_temperature
+        share = -(-NUM_FEATURES // distributed.world_size())
+        self.observations = Observations(center.center.shape[-1], device, num_features=share)
+        self.teacher.head.last_layer.register_forward_pre_hook(lambda _, inputs: self.observations.keep(*inputs))
+        self.first_teacher = 1.0
         self.parallel_student = distributed.data_parallel(self.student, device, parallel)
         distributed.sharded(self.teacher, device, parallel)
 
@@ -87,13 +97,17 @@ class SelfDistillation:
             teacher_logits = self.teacher(views[:1]).float()
             targets = teacher_probabilities(teacher_logits, self.center.center, teacher_temperature)
             self.center.accumulate(teacher_logits.flatten(0, 1))
-        return dino_loss(self.parallel_student(views), targets, self.student_temperature)
+        student_logits = self.parallel_student(views)
+        loss = dino_loss(student_logits, targets, self.student_temperature)
+        self.observations.add(targets, student_logits, loss.detach())
+        return loss
 
     @torch.no_grad()
     def update_teacher(self, momentum: float) -> None:
         """Move every weight of the teacher towards the student's; BN buffers stay its own, or become the student's."""
         teacher, student = (sharding.local(network.parameters()) for network in (self.teacher, self.student))
         torch._foreach_lerp_(teacher, student, 1 - momentum)
+        self.first_teacher *= momentum
         if self.teacher_mode == "eval":
             for kept, new in zip(self.teacher.buffers(), self.student.buffers(), strict=True):
                 kept.copy_(new)
@@ -103,3 +117,36 @@ class SelfDistillation:
         """Move the centre by the logits of all micro-batches and ranks since the last call."""
         logit_sum, num_logits = self.center.collected()
         self.center.update(distributed.all_sum(logit_sum) / (num_logits * distributed.world_size()))
+
+    @torch.no_grad()
+    def look(self) -> dict[str, Float[Tensor, ""]]:
+        """Statistics over all ranks since the last call (`Totals.statistics`), and of the weights; a collective.
+
+        Besides: `center_norm`, the length of the centre; `distance`, that of student and teacher relative to the
+        teacher's length, on a sample of the weights; `first_teacher`, the share of its initial weights in the teacher.
+        """
+        found = self.observations.totals().over(distributed.all_sum).statistics()
+        self.observations.forget()
+        teacher, student = (_sample(sharding.local(network.parameters())) for network in (self.teacher, self.student))
+        squares = distributed.all_sum(torch.stack(((student - teacher).square().sum(), teacher.square().sum())))
+        return {
+            **found,
+            "center_norm": self.center.center.norm(),
+            "distance": (squares[0] / squares[1]).sqrt(),
+            "first_teacher": torch.tensor(self.first_teacher),
+        }
+
+    def state_of_observations(self) -> dict[str, Any]:
+        """What `look` needs of the steps before, on this rank, for a checkpoint."""
+        return {"first_teacher": self.first_teacher, **self.observations.state_dict()}
+
+    def load_observations(self, state: dict[str, Any]) -> None:
+        """Go on from `state_of_observations` of the same rank of as many."""
+        self.first_teacher = state["first_teacher"]
+        self.observations.load_state_dict({name: state[name] for name in state.keys() - {"first_teacher"}})
+
+
+def _sample(weights: list[Tensor]) -> Float[Tensor, " n"]:
+    """About `WEIGHTS_PER_TENSOR` entries of each of `weights`, spread over it."""
+    flat = [weight.detach().flatten() for weight in weights]
+    return torch.cat([weight[:: max(1, len(weight) // WEIGHTS_PER_TENSOR)] for weight in flat]).double()
