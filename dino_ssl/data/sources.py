@@ -8,6 +8,8 @@
     list.csv, list.tsv, list.parquet           with columns path and perhaps label; a .parquet may hold the images
     hf:FOLDER, hf:NAME                         a data set of Hugging Face's; or hf:NAME:test
     shards, shards/{000..099}.tar              WebDataset shards; see `shards`
+    faces.rec, folder of train.rec             InsightFace's records, with their index beside them
+    lfw.bin                                    the images of InsightFace's pairs, without labels
 
 A name wins over a folder of that name: write ./cifar10 for the folder.
 """
@@ -15,7 +17,7 @@ A name wins over a folder of that name: write ./cifar10 for the folder.
 import difflib
 import hashlib
 import stat
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Literal, Protocol, runtime_checkable
@@ -24,6 +26,8 @@ import numpy as np
 from jaxtyping import Int64
 
 from dino_ssl.data.decoding import BrokenImage, Decoded, Raw, decode
+from dino_ssl.data.face_bins import read_bin
+from dino_ssl.data.faces import Records, read_records
 from dino_ssl.data.folders import Files, read_folder
 from dino_ssl.data.hugging_face import PREFIX as HUGGING_FACE
 from dino_ssl.data.hugging_face import open_hugging_face, test_split_of
@@ -38,6 +42,8 @@ __all__ = ["Files", "Pixels", "Source", "labels_in", "load", "open_source", "pro
 
 HELD_OUT = ("val", "test")
 SPLITS = ("train", *HELD_OUT)
+RECORDS = "train.rec"
+"""As InsightFace names the records of a set."""
 
 
 @runtime_checkable
@@ -72,6 +78,14 @@ class Source(Protocol):
         """Short text that differs for another data set and stays when the same one moves."""
 
 
+CONTAINERS: dict[str, Callable[[Path], Source]] = {
+    ".parquet": read_parquet,
+    ".rec": read_records,
+    ".bin": lambda file: read_bin(file)[0],
+}
+"""Files that hold images or lists of them, by their suffix; the lists of `tables` beside."""
+
+
 def load(source: Source, index: int, *, channels: int = 3, enough_pixels: float = float("inf")) -> Decoded:
     """Read and decode one image; arguments and errors as `decoding.decode`."""
     raw = source.raw(index)
@@ -80,7 +94,7 @@ def load(source: Source, index: int, *, channels: int = 3, enough_pixels: float 
 
 def problems_of(source: Source) -> tuple[str, ...]:
     """What is wrong with the source as a whole, a line each; everything else of it is used."""
-    return source.problems if isinstance(source, Shards) else ()
+    return source.problems if isinstance(source, Shards | Records) else ()
 
 
 def content(source: Source, num_images: int) -> str:
@@ -220,6 +234,8 @@ def _open_folder(path: Path, split: str | None) -> Source:
     folder = path / split if split else path
     if _kind(folder) != "folder":
         raise UsageError(f"data source '{path}:{split}': there is no folder '{folder}'")
+    if _kind(records := folder / RECORDS) == "file":
+        return read_records(records)
     return open_shards(str(folder), str(folder)) if is_shards(str(folder)) else read_folder(folder)
 
 
@@ -229,14 +245,14 @@ def _held_out(path: Path) -> Path | None:
 
 def _open_file(path: Path, split: str | None) -> Source:
     suffix = path.suffix.lower()
-    if suffix not in (*SUFFIXES, ".parquet"):
+    if suffix not in (*SUFFIXES, *CONTAINERS):
         raise UsageError(
             f"data source '{path}' is a file; give a folder, or a list of images: .txt with one path per line, "
-            ".csv, .tsv or .parquet with a column 'path'"
+            ".csv, .tsv or .parquet with a column 'path'; or faces as .rec or .bin"
         )
     if split is not None:
         raise UsageError(f"data source '{path}:{split}': a list file has no splits; write one list for each")
-    return read_parquet(path) if suffix == ".parquet" else read_list(path)
+    return CONTAINERS.get(suffix, read_list)(path)
 
 
 def _nearby(place: str, path: Path) -> str:

@@ -16,20 +16,31 @@ def load(file: Path) -> dict[str, Any]:
     Returns:
         The dictionary; keys that were bytes are texts.
     Raises:
-        UsageError: the file is missing, damaged, holds no dictionary, or asks for anything else to be called.
+        UsageError: see `load_value`; or it holds no dictionary.
+    """
+    content = load_value(file, encoding="latin1")  # what Python 2's arrays need
+    if not isinstance(content, dict):
+        raise UsageError(f"{file} holds a {type(content).__name__}, not a dictionary of arrays")
+    return {key.decode("latin1") if isinstance(key, bytes) else str(key): content[key] for key in content}
+
+
+def load_value(file: Path, encoding: str = "bytes") -> Any:
+    """Read whatever arrays, lists, tuples, texts and numbers a pickle holds.
+
+    Args:
+        encoding: of the texts of Python 2; `bytes` leaves them bytes.
+    Raises:
+        UsageError: the file is missing or damaged, or asks for anything else to be called.
     """
     try:
         with file.open("rb") as stream:
-            content = _ArrayUnpickler(stream, encoding="latin1").load()  # what Python 2's arrays need
+            return _ArrayUnpickler(stream, encoding=encoding).load()
     except FileNotFoundError:
         raise UsageError(f"{file} does not exist") from None
     except _ForbiddenError as error:
         raise UsageError(f"{file} wants to call {error}, which no data set needs: it was not run") from None
     except Exception as error:  # damaged opcodes can raise nearly anything
         raise UsageError(f"{file} is damaged or no pickle: {error}; fetch it again") from None
-    if not isinstance(content, dict):
-        raise UsageError(f"{file} holds a {type(content).__name__}, not a dictionary of arrays")
-    return {key.decode("latin1") if isinstance(key, bytes) else str(key): content[key] for key in content}
 
 
 class _ForbiddenError(Exception):
