@@ -15,7 +15,7 @@ INTRODUCTION = """\
 usage: dino-ssl {command} [RECIPE.yaml ...] [--FLAG VALUE ...]
 
 {summary} For example:
-  dino-ssl {command} --data photos/ --output-dir runs/photos --epochs 200
+  dino-ssl {command} --data photos/ --output-dir runs/photos
 
 Later wins: defaults (shown here), {layers}recipes in their order, flags.
 """
@@ -30,10 +30,11 @@ def training_help(kind: Kind[Any]) -> str:
     width = max(60, min(100, shutil.get_terminal_size(fallback=(100, 60)).columns))
     layers = "preset, " if kind.has_presets else ""
     introduction = INTRODUCTION.format(command=kind.command, summary=kind.config.__doc__, layers=layers)
+    introduction = "\n".join(textwrap.fill(line, width, subsequent_indent="  ") for line in introduction.splitlines())
     if kind.has_presets:
-        introduction += PRESETS.format(presets=", ".join(preset_names()))
+        introduction += "\n" + PRESETS.format(presets=", ".join(preset_names()))
     sections = (_section_help(kind, prefix, width) for prefix in ("", *kind.sections))
-    return f"{introduction}\n" + "\n".join(sections)
+    return f"{introduction.rstrip()}\n\n" + "\n".join(sections)
 
 
 def _section_help(kind: Kind[Any], section: str, width: int) -> str:

@@ -8,8 +8,8 @@ from torch import nn
 from dino_ssl.training.optim import is_plain
 
 BACKBONE = "backbone."
-BLOCK = re.compile(r"(?:(?:stages?|layers?|blocks?)\.?\d+\.)+(?:(?:blocks?|layers?)\.\d+\.)?(?:\d+\.)?")
-"""First part of a parameter's name: `blocks.3.`, `layer1.0.`, `stages.0.blocks.2.`."""
+BLOCK = re.compile(r"(?:stages|layers)\.\d+\.blocks\.\d+\.|blocks\.\d+\.(?:\d+\.)?|layer\d+\.\d+\.|s\d+\.b\d+\.")
+"""First part of a parameter's name in a block: `blocks.3.`, `layer1.0.`, `stages.0.blocks.2.`, `s1.b2.`."""
 
 
 def layer_of_parameters(network: nn.Module) -> tuple[dict[str, int], int]:

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -43,6 +43,7 @@ def _from_scratch(config: FinetuneConfig) -> nn.Module:
         patch_size=model.patch_size,
         drop_path=model.drop_path,
         small_stem=model.small_stem,
+        position_bias=model.position_bias,
         in_chans=config.crops.channels,
     )
 
@@ -57,14 +58,22 @@ def _from_weights(config: C) -> tuple[C, nn.Module]:
     encoder = loaded.encoder
     backbone = encoder.backbone
     assert isinstance(backbone, nn.Module)
-    model = replace(config.model, name=_name(loaded), patch_size=encoder.backbone.patch_size)
+    model = replace(config.model, **_knobs_of(loaded))
     config = _with_pixels(replace(config, model=model), encoder.mean, encoder.std)
     return config, backbone.train().requires_grad_(True)
 
 
-def _name(loaded: Loaded) -> str:
-    """Without the patch size, which is a knob of its own."""
-    return loaded.encoder.name.partition("/")[0] if "timm/" not in loaded.encoder.name else loaded.encoder.name
+def _knobs_of(loaded: Loaded) -> dict[str, Any]:
+    """Knobs of `model` that build the file's network again."""
+    if loaded.family == "dino-ssl":
+        told = loaded.file.content["config"]["model"]
+        return {name: told[name] for name in ("name", "patch_size", "small_stem", "position_bias") if name in told}
+    name = loaded.encoder.name
+    return {
+        # Of ViTs without the patch size, which is a knob of its own.
+        "name": name if name.startswith("timm/") else name.partition("/")[0],
+        "patch_size": loaded.encoder.backbone.patch_size,
+    }
 
 
 def _with_pixels(config: C, mean: tuple[float, ...], std: tuple[float, ...]) -> C:

@@ -74,7 +74,7 @@ def plan_for(file: WeightFile, network: Network, arch: str | None) -> Plan:
         UsageError: none of them tells, or they contradict each other.
     """
     if is_ours(file):
-        return _by_our_configuration(file, arch)
+        return _by_our_configuration(file, network, arch)
     if file.card:
         return _by_card(file, arch)
     if arch is None:
@@ -89,28 +89,47 @@ def is_ours(file: WeightFile) -> bool:
     return str(file.content.get("format", "")).startswith(OUR_FORMAT)
 
 
-def _by_our_configuration(file: WeightFile, arch: str | None) -> Plan:
+def _by_our_configuration(file: WeightFile, network: Network, arch: str | None) -> Plan:
     try:
         config = file.content["config"]
         model, crops = config["model"], config["crops"]
-        _check_sizes(crops["global_size"], model["patch_size"])
+        size, center_crop = _evaluated_at(config)
+        _check_sizes(size, model["patch_size"])
         _check_agreement(arch, model["name"], file.path)
-        build = partial(
+        build = _vit_as_stored(model, network, file.path) or partial(
             build_backbone,
             model["name"],
-            image_size=crops["global_size"],
+            image_size=size,
             patch_size=model["patch_size"],
             position_bias=model.get("position_bias", "free"),  # runs of before there was a choice have none
             small_stem=model["small_stem"],
             in_chans=len(crops["mean"]),
         )
-        images = _images(crops["global_size"], config["knn"]["center_crop"], crops["mean"], crops["std"])
+        images = _images(size, center_crop, crops["mean"], crops["std"])
     except (KeyError, TypeError, ValueError) as error:
         if isinstance(error, UsageError):
             raise
         raise UsageError(f"{file.path} says that dino-ssl wrote it, but its configuration lacks {error}") from None
     name = f"{model['name']}/{model['patch_size']}" if model["name"] in VIT_SIZES else model["name"]
     return Plan("dino-ssl", name, build, images, all_is_stored=model["name"] in VIT_SIZES)
+
+
+def _vit_as_stored(model: dict[str, Any], network: Network, path: Path) -> Callable[..., nn.Module] | None:
+    """Of a fine-tuned ViT, which may come from a file of others and have registers or layer scale."""
+    if not model.get("weights") or not is_vit(network) or model["name"].startswith("timm/"):
+        return None
+    options = recognise_vit(network, path).options
+    if model["name"] in VIT_SIZES:
+        dim, depth, heads = VIT_SIZES[model["name"]]
+        options = {**options, "embed_dim": dim, "depth": depth, "num_heads": heads}
+    return partial(VisionTransformer, **options)
+
+
+def _evaluated_at(config: dict[str, Any]) -> tuple[int, float]:
+    """Size in pixels and centre crop at which a pretraining, or a fine-tuning, measures."""
+    if "validation" in config:
+        return config["crops"]["size"], config["validation"]["center_crop"]
+    return config["crops"]["global_size"], config["knn"]["center_crop"]
 
 
 def _by_card(file: WeightFile, arch: str | None) -> Plan:
