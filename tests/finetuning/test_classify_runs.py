@@ -72,6 +72,8 @@ def weights_of(run: Run[FinetuneRates]) -> dict[str, torch.Tensor]:
 def a_state(config: ClassifyConfig, step: int) -> dict[str, Any]:
     state: dict[str, Any] = torch.load(small_runs.checkpoint_path(config, step), weights_only=True)
     del state["config"], state["saved_steps"]
+    for rank in state["rng"]:
+        del rank["python"]
     return state
 
 
