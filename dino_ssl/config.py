@@ -116,6 +116,8 @@ class Dino:
     """Momentum of the teacher at the start; nearer to 1 for batches below 256."""
     momentum_end: float = 1.0
     """Momentum of the teacher at the end of its cosine."""
+    region_loss: bool = False
+    """Also distil every region of the last feature map, at equal weight (EsViT, arXiv:2106.09785)."""
     teacher_mode: TeacherMode = "train"
     """Batch norm of the teacher. train: by its own crops, as the original; eval: by the student's statistics."""
 

@@ -101,6 +101,7 @@ def check(config: PretrainConfig) -> list[str]:
         *_patches(config),
         *_batch_norm(config),
         *_rates(config),
+        *_regions(config),
         *_sharding(config),
         *_knn(config),
         *_evaluate(config),
@@ -176,6 +177,19 @@ def _rates(config: PretrainConfig) -> Iterator[str]:
     optim = config.optim
     if optim.min_lr > optim.lr > 0:
         yield f"optim.min_lr={optim.min_lr} must not be above optim.lr={optim.lr}, which it ends"
+
+
+def _regions(config: PretrainConfig) -> Iterator[str]:
+    """What would be ignored, or was never tried so."""
+    if not config.dino.region_loss:
+        return
+    begin, leave = "dino.region_loss=true", "leave one of them out"
+    if config.model.name.startswith("timm/"):
+        yield f"{begin} takes vit_*, cmt_* and resnet*, not model.name={config.model.name}; {leave}"
+    if config.model.compile:
+        yield f"{begin} was not tried with model.compile=true; {leave}"
+    if config.parallel.sharding != "none":
+        yield f"{begin} was not tried with parallel.sharding={config.parallel.sharding}; {leave}"
 
 
 def _sharding(config: PretrainConfig) -> Iterator[str]:

@@ -14,14 +14,14 @@ import dino_ssl
 # they take numbers and tensors. A module stands on the first floor that names it.
 FLOORS = [floor.split() for floor in (
     "__init__ errors durable checksums",
-    "*.__init__ models.* data.* dino.losses dino.centering dino.schedules dino.collapse dino.verdicts"
-    " finetuning.schedule finetuning.views"
-    " finetuning.knowledge_review finetuning.distillation",
+    "*.__init__ models.* data.* dino.losses dino.regions dino.centering dino.schedules dino.collapse dino.verdicts"
+    " finetuning.schedule finetuning.views finetuning.knowledge_review finetuning.distillation",
     "evaluation.*",
     "config training.distributed training.ranks training.rendezvous training.sharding",
     "original_flags config_*",
-    "dino.method training.broken_images training.checkpoint training.curves training.folder_lock training.heartbeat"
-    " training.journal training.optim training.progress training.requeue training.signals training.trackers",
+    "dino.method dino.region_method training.broken_images training.checkpoint training.curves training.folder_lock"
+    " training.heartbeat training.journal training.optim training.progress training.requeue training.signals"
+    " training.trackers",
     "training.* finetuning.*",
     "commands.*",
     "cli __main__",

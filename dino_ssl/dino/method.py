@@ -39,12 +39,12 @@ class MultiCropNetwork(nn.Module):
 
     def forward(self, views: Sequence[Float[Tensor, "_v b c _s _s"]]) -> Float[Tensor, "all_v b k"]:
         num_images = views[0].shape[1]
-        features = [self.backbone(crops.flatten(0, 1)) for crops in _merge_equal_sizes(views)]
+        features = [self.backbone(crops.flatten(0, 1)) for crops in merge_equal_sizes(views)]
         logits: Tensor = self.head(torch.cat(features))
         return logits.reshape(-1, num_images, logits.shape[-1])
 
 
-def _merge_equal_sizes(views: Sequence[Tensor]) -> list[Tensor]:
+def merge_equal_sizes(views: Sequence[Tensor]) -> list[Tensor]:
     """Join neighbours of one size, so that BN sees them in one pass, as in the original."""
     merged: list[Tensor] = []
     for crops in views:
@@ -94,13 +94,18 @@ class SelfDistillation:
     def loss(self, views: Sequence[Float[Tensor, "_v b c _s _s"]], teacher_temperature: float) -> Float[Tensor, ""]:
         """Loss of a micro-batch; `views[0]` are the global crops, which alone the teacher sees."""
         with torch.no_grad():
-            teacher_logits = self.teacher(views[:1]).float()
-            targets = teacher_probabilities(teacher_logits, self.center.center, teacher_temperature)
-            self.center.accumulate(teacher_logits.flatten(0, 1))
+            targets = self.targets(self.center, self.teacher(views[:1]), teacher_temperature)
         student_logits = self.parallel_student(views)
         loss = dino_loss(student_logits, targets, self.student_temperature)
         self.observations.add(targets, student_logits, loss.detach())
         return loss
+
+    def targets(self, center: Center, logits: Float[Tensor, "t b k"], temperature: float) -> Float[Tensor, "t b k"]:
+        """The teacher's probabilities by the centre of the step before, which collects these logits for the next."""
+        logits = logits.float()
+        probabilities = teacher_probabilities(logits, center.center, temperature)
+        center.accumulate(logits.flatten(0, 1))
+        return probabilities
 
     @torch.no_grad()
     def update_teacher(self, momentum: float) -> None:
@@ -115,8 +120,12 @@ class SelfDistillation:
     @torch.no_grad()
     def update_center(self) -> None:
         """Move the centre by the logits of all micro-batches and ranks since the last call."""
-        logit_sum, num_logits = self.center.collected()
-        self.center.update(distributed.all_sum(logit_sum) / (num_logits * distributed.world_size()))
+        self.move(self.center)
+
+    def move(self, center: Center) -> None:
+        """Move one centre so; a collective."""
+        logit_sum, num_logits = center.collected()
+        center.update(distributed.all_sum(logit_sum) / (num_logits * distributed.world_size()))
 
     @torch.no_grad()
     def look(self) -> dict[str, Float[Tensor, ""]]:

@@ -10,6 +10,8 @@ from dino_ssl.config import PretrainConfig
 from dino_ssl.data.crops import MultiCrop, dino_recipe
 from dino_ssl.dino.centering import Center
 from dino_ssl.dino.method import MultiCropNetwork, SelfDistillation
+from dino_ssl.dino.region_method import RegionDistillation, RegionNetwork
+from dino_ssl.dino.regions import RegionCenter
 from dino_ssl.models.backbone import Backbone, BuiltBackbone, build_backbone, check_crop_sizes
 from dino_ssl.models.heads import DINOHead
 from dino_ssl.training import distributed, sharding
@@ -18,17 +20,24 @@ M = TypeVar("M", bound=nn.Module)
 
 
 def build_network(config: PretrainConfig, *, drop_path: float) -> MultiCropNetwork:
-    """Backbone and head with fresh weights from PyTorch's global random state."""
-    head, backbone = config.head, fresh_backbone(config, drop_path=drop_path)
-    projection = DINOHead(
-        backbone.embed_dim,
+    """Backbone and head, or heads, with fresh weights from PyTorch's global random state."""
+    backbone = fresh_backbone(config, drop_path=drop_path)
+    head = _fresh_head(config, backbone.embed_dim)
+    if config.dino.region_loss:
+        return RegionNetwork(backbone, head, _fresh_head(config, backbone.embed_dim))
+    return MultiCropNetwork(backbone, head)
+
+
+def _fresh_head(config: PretrainConfig, in_dim: int) -> DINOHead:
+    head = config.head
+    return DINOHead(
+        in_dim,
         head.prototypes,
         hidden_dim=head.hidden_dim,
         bottleneck_dim=head.bottleneck_dim,
         batch_norm=head.batch_norm,
         norm_last_layer=head.norm_last_layer,
     )
-    return MultiCropNetwork(backbone, projection)
 
 
 def fresh_backbone(config: PretrainConfig, *, drop_path: float) -> BuiltBackbone:
@@ -74,10 +83,11 @@ def build_method(config: PretrainConfig, device: torch.device) -> SelfDistillati
     torch.manual_seed(config.seed)
     student = build_network(config, drop_path=config.model.drop_path)
     check_crop_sizes(student.backbone, _crop_sizes(config), config.crops.channels)
-    method = SelfDistillation(
+    method_of, center_of = (RegionDistillation, RegionCenter) if config.dino.region_loss else (SelfDistillation, Center)
+    method = method_of(
         synchronize_batch_norm(student, device),
         synchronize_batch_norm(build_network(config, drop_path=0.0), device),
-        Center(config.head.prototypes, config.dino.center_momentum),
+        center_of(config.head.prototypes, config.dino.center_momentum),
         student_temperature=config.dino.student_temperature,
         device=device,
         parallel=config.parallel,
