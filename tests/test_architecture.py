@@ -15,7 +15,8 @@ import dino_ssl
 FLOORS = [floor.split() for floor in (
     "__init__ errors durable checksums",
     "*.__init__ models.* data.* dino.losses dino.regions dino.centering dino.schedules dino.collapse dino.verdicts"
-    " finetuning.schedule finetuning.views finetuning.knowledge_review finetuning.distillation",
+    " finetuning.schedule finetuning.views finetuning.knowledge_review finetuning.distillation"
+    " finetuning.margins finetuning.subcenters finetuning.attention_similarity",
     "evaluation.*",
     "config training.distributed training.ranks training.rendezvous training.sharding",
     "original_flags config_*",

@@ -42,7 +42,8 @@ def degraded(images: Float[Tensor, "b c s s"], side: int, mode: Degradation = "b
             return F.interpolate(small, size=(largest, largest), mode="bicubic")
         case "askd_release":
             resized = _there_and_back(images, side, "nearest", "nearest")
-            return gaussian_blur(resized, [5, 5], list(RELEASED_BLUR))
+            blurred: Tensor = gaussian_blur(resized, [5, 5], list(RELEASED_BLUR))
+            return blurred
         case "random_kernel":
             return _by_random_kernels(images, side)
 
