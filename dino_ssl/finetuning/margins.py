@@ -75,7 +75,8 @@ def class_cosines(embeddings: Float[Tensor, "b d"], centres: Float[Tensor, "k s 
     """Cosine with each class's nearest centre."""
     with torch.autocast(embeddings.device.type, enabled=False):
         directions, towards = (F.normalize(_precise(x), dim=-1) for x in (embeddings, centres))
-        return (directions @ towards.flatten(0, 1).T).unflatten(1, centres.shape[:2]).amax(2)
+        cosines: Tensor = (directions @ towards.flatten(0, 1).T).unflatten(1, centres.shape[:2])
+        return cosines.amax(2)
 
 
 def margin_logits(
