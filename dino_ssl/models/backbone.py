@@ -12,6 +12,7 @@ from dino_ssl.models.attention_map import AttentionMap
 from dino_ssl.models.block_features import BlockFeatures
 from dino_ssl.models.cifar_resnet import CIFAR_SIZES, CifarResNet
 from dino_ssl.models.cmt import CMT, CMT_SIZES, BiasKind
+from dino_ssl.models.iresnet import IRESNET_SIZES, IResNet
 from dino_ssl.models.resnet import LAYOUTS, ResNet
 from dino_ssl.models.timm_adapter import TimmBackbone
 from dino_ssl.models.vit import VisionTransformer
@@ -80,7 +81,7 @@ class Backbone(Protocol):
         """Recompute activations in the backward pass (timm's name for it)."""
 
 
-BuiltBackbone = VisionTransformer | CMT | ResNet | CifarResNet | TimmBackbone
+BuiltBackbone = VisionTransformer | CMT | ResNet | CifarResNet | IResNet | TimmBackbone
 """What `build_backbone` builds: networks that meet the contract."""
 
 
@@ -97,7 +98,7 @@ def build_backbone(
     """Build a backbone with fresh weights from PyTorch's global random state.
 
     Args:
-        name: a key of `VIT_SIZES`, `CMT_SIZES` or `CIFAR_SIZES`, resnet18, resnet50, or timm/NAME.
+        name: a key of `VIT_SIZES`, `CMT_SIZES`, `CIFAR_SIZES` or `IRESNET_SIZES`, resnet18, resnet50, or timm/NAME.
         image_size: the main input size, pixels.
         patch_size: ViT only; divides `image_size`.
         position_bias: CMT only.
@@ -125,6 +126,8 @@ def build_backbone(
         return ResNet(name, drop_path=drop_path, small_stem=small_stem, in_chans=in_chans)
     if name in CIFAR_SIZES:
         return CifarResNet(name, drop_path=drop_path, in_chans=in_chans)
+    if name in IRESNET_SIZES:
+        return IResNet(name, drop_path=drop_path, in_chans=in_chans)
     if name.startswith("timm/"):
         return TimmBackbone(name.removeprefix("timm/"), image_size=image_size, drop_path=drop_path, in_chans=in_chans)
     raise UsageError(unknown_backbone(name))
@@ -154,7 +157,7 @@ def check_crop_sizes(backbone: nn.Module, sizes: dict[str, int], in_chans: int =
 
 def unknown_backbone(name: str, *, knob: str = "model.name") -> str:
     """What to say of a name that is no backbone."""
-    known = [*VIT_SIZES, *CMT_SIZES, *LAYOUTS, *CIFAR_SIZES]
+    known = [*VIT_SIZES, *CMT_SIZES, *LAYOUTS, *CIFAR_SIZES, *IRESNET_SIZES]
     near = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean {near[0]}? " if near else ""
     return f"{knob}={name} is unknown; {hint}choose {', '.join(known)}, or timm/NAME for any timm model"
