@@ -53,7 +53,9 @@ class AttentionMap:
 
     def rows(self, queries: slice | Int64[Tensor, " q"]) -> Float[Tensor, "b heads q keys"]:
         """The weights of some queries alone."""
+        return self.logits(queries).softmax(dim=-1)
+
+    def logits(self, queries: slice | Int64[Tensor, " q"]) -> Float[Tensor, "b heads q keys"]:
+        """What `rows` are the softmax of."""
         logits = self.query[:, :, queries] @ self.key.transpose(-2, -1)
-        if self.bias is not None:
-            logits = logits + self.bias[:, queries]
-        return logits.softmax(dim=-1)
+        return logits if self.bias is None else logits + self.bias[:, queries]
