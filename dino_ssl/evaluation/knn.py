@@ -222,7 +222,7 @@ def _vote_tables(
     bank_labels = bank_labels.to(queries.device)
     for wide in _chunks(len(queries), WIDE_ROWS):
         own_index = rule.first_query + wide.start if rule.leave_one_out else None
-        scores, indices = _neighbours(bank, queries[wide], max(rule.ks), rule.score, own_index)
+        scores, indices = neighbours(bank, queries[wide], max(rule.ks), rule.score, own_index)
         for rows in _chunks(len(scores), max(1, min(QUERY_ROWS, MAX_VOTES // num_classes))):
             labels = bank_labels[indices[rows]]
             for k in rule.ks:
@@ -231,8 +231,8 @@ def _vote_tables(
 
 
 @_float32_products()
-def _neighbours(
-    bank: Float[Tensor, "n d"], queries: Float[Tensor, "r d"], k: int, score: Score, own_index: int | None
+def neighbours(
+    bank: Float[Tensor, "n d"], queries: Float[Tensor, "r d"], k: int, score: Score, own_index: int | None = None
 ) -> tuple[Float[Tensor, "r k"], Int64[Tensor, "r k"]]:
     """Scores and places in the bank of the k nearest, nearest first.
 

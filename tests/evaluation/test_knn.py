@@ -169,11 +169,11 @@ def test_all_impossible_settings_are_named_at_once():
 
 def test_scores_stay_float32_whatever_the_training_around_allows():
     bank, _, queries, _ = make(500, 100, dim=64)
-    expected, _ = knn._neighbours(bank, queries, 5, knn.COSINE, None)
+    expected, _ = knn.neighbours(bank, queries, 5, knn.COSINE, None)
     torch.set_float32_matmul_precision("medium")
     try:
         with torch.autocast("cpu", torch.bfloat16):
-            scores, _ = knn._neighbours(bank, queries, 5, knn.COSINE, None)
+            scores, _ = knn.neighbours(bank, queries, 5, knn.COSINE, None)
         assert torch.equal(scores, expected)
         assert torch.get_float32_matmul_precision() == "medium"
     finally:
