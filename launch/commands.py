@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from dino_ssl.config_kinds import PRETRAIN, kind_of
+from dino_ssl.config_yaml import load_any_config
 from dino_ssl.errors import RunError, UsageError
 from launch import queue, run_files, status_text, sweeps
 from launch import tail as tailing
@@ -66,7 +68,9 @@ def _request_again(words: Words, command: Sequence[str]) -> Request:
     folder = _the_run(words.rest[:1])
     last = next(reversed(run_files.jobs(folder)), None)
     # The folder may have been moved since its configuration was written.
-    words.rest = [str(folder / "config.yaml"), "--output-dir", str(folder), *words.rest[1:]]
+    kind = kind_of(load_any_config(folder / "config.yaml"))
+    named = [] if kind is PRETRAIN else kind.command.split()
+    words.rest = [*named, str(folder / "config.yaml"), "--output-dir", str(folder), *words.rest[1:]]
     words.changes = {**(last.changes if last else {}), **words.changes}
     words.values = {**({"cluster": last.cluster} if last else {}), **words.values}
     again = _request(words, command)

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from dino_ssl.config import PretrainConfig
+from dino_ssl.config import PretrainConfig, RunConfig
 from dino_ssl.config_flags import configure
-from dino_ssl.config_kinds import PRETRAIN
+from dino_ssl.config_kinds import PRETRAIN, kind_in
 from launch.profiles import Profile, cpus_of_node, memory_of_node, tasks_of_node
 from launch.script import Place, executor
 
@@ -16,14 +16,16 @@ FROM_PROFILE = "sbatch"
 NOT_THEIRS = ("signal", "output", "error", "open-mode", "chdir", "wckey")
 
 
-def configure_for_cluster(words: Sequence[str]) -> tuple[PretrainConfig, list[str]]:
-    """`configure`, for a run whose `evaluate.submit` the profile will say, unless a flag does."""
-    return configure(["--evaluate.submit", FROM_PROFILE, *words], PRETRAIN)
+def configure_for_cluster(words: Sequence[str]) -> tuple[RunConfig, list[str]]:
+    """`configure`, for a run whose `evaluate.submit` (of pretraining) the profile will say, unless a flag does."""
+    kind, rest = kind_in(words)
+    submit = ["--evaluate.submit", FROM_PROFILE] if kind is PRETRAIN else []
+    return configure([*submit, *rest], kind)
 
 
-def with_evaluations(config: PretrainConfig, profile: Profile, name: str) -> PretrainConfig:
+def with_evaluations(config: RunConfig, profile: Profile, name: str) -> RunConfig:
     """The configuration with the profile's command; the jobs are called after `name`, the run's."""
-    if config.evaluate.submit != FROM_PROFILE:
+    if not isinstance(config, PretrainConfig) or config.evaluate.submit != FROM_PROFILE:
         return config
     command = sbatch_command(profile, name) if config.evaluate.every_epochs else ""
     return replace(config, evaluate=replace(config.evaluate, submit=command))

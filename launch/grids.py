@@ -7,10 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dino_ssl.config_kinds import PRETRAIN
+from dino_ssl.config_kinds import KINDS
 from dino_ssl.config_schema import convert, did_you_mean, nearest, shown, to_flag
 from dino_ssl.config_yaml import Entry, read_entries
 from dino_ssl.errors import UsageError
+
+# Of every command: that of the recipe refuses those that it lacks.
+KNOBS = {knob: kind for command in reversed(KINDS) for knob, kind in command.knobs.items()}
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,7 @@ class Point:
         return re.sub(r"[^\w.=,+-]", "_", "-".join(parts))[:120]
 
     def flags(self) -> list[str]:
-        """The values as flags of `dino-ssl pretrain`."""
+        """The values as flags of the training."""
         return [word for knob, value in self.values.items() for word in (to_flag(knob), *_words(value))]
 
 
@@ -50,8 +53,8 @@ def read_grid(file: Path) -> list[Point]:
 
 def _mistakes(entry: Entry) -> list[str]:
     knob = entry.key
-    if knob not in PRETRAIN.knobs:
-        return [f"{entry.where}unknown key '{knob}'{did_you_mean(nearest(knob, PRETRAIN.knobs))}"]
+    if knob not in KNOBS:
+        return [f"{entry.where}unknown key '{knob}'{did_you_mean(nearest(knob, KNOBS))}"]
     if knob == "output_dir":
         return [f"{entry.where}output_dir is chosen for each point; write --output-dir for the sweep's folder"]
     if not isinstance(entry.value, list) or not entry.value:
@@ -65,7 +68,7 @@ def _mistakes(entry: Entry) -> list[str]:
 
 def _mistake(value: object, knob: str) -> str | None:
     try:
-        convert(value, PRETRAIN.knobs[knob])
+        convert(value, KNOBS[knob])
     except ValueError as rule:
         return f"{knob}={shown(value)} {rule}"
     return None

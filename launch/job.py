@@ -6,15 +6,17 @@ from pathlib import Path
 
 
 @dataclass(frozen=True)
-class PretrainJob:
-    """`dino-ssl pretrain CONFIG`, on every rank.
+class TrainingJob:
+    """`dino-ssl COMMAND CONFIG`, on every rank.
 
     Attributes:
         config: RUN/config.yaml.
+        command: pretrain, or finetune and its name.
         is_link: of a chain, which has nothing to do once the run is done or has diverged.
     """
 
     config: str
+    command: str = "pretrain"
     is_link: bool = False
 
     def __call__(self) -> None:
@@ -28,7 +30,7 @@ class PretrainJob:
         if self.is_link and last_stop(Path(self.config).parent) in {"done", "diverged"}:
             print("nothing left to do for this link of the chain")
             return
-        code = main(["pretrain", self.config])
+        code = main([*self.command.split(), self.config])
         if code != 0:
             sys.exit(code)
 

@@ -32,7 +32,8 @@ submit, chain, sweep and resume take
   --dry-run                print the sbatch script; needs no Slurm
   --test-only              ask Slurm whether and when it would run
   --data-elsewhere         do not open the images here: only the nodes see them
-and every flag of `dino-ssl pretrain`, such as --output-dir RUN --epochs 300.
+and every flag of `dino-ssl pretrain`, such as --output-dir RUN --epochs 300; or, with `finetune NAME` in front of the
+recipes, those of `dino-ssl finetune NAME`.
 sweep also takes --cap N (tasks at once), --wait (until all have ended), --table (only show).
 """
 

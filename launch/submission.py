@@ -11,12 +11,14 @@ from pathlib import Path
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 from submitit.helpers import clean_env
 
-from dino_ssl.config import PretrainConfig
+from dino_ssl.config import RunConfig
+from dino_ssl.config_finetune import FinetuneConfig
+from dino_ssl.config_kinds import kind_of
 from dino_ssl.config_yaml import write_config
 from dino_ssl.errors import RunError, UsageError
 from launch import queue, run_files
 from launch.evaluations import with_evaluations
-from launch.job import PretrainJob
+from launch.job import TrainingJob
 from launch.profile_files import Chosen
 from launch.profiles import Profile, ranks, tasks_of_node
 from launch.run_files import Job
@@ -31,7 +33,7 @@ LOCK = ".submitting"
 class Request:
     """A run that somebody wants on a cluster; `command` is what was typed."""
 
-    config: PretrainConfig
+    config: RunConfig
     chosen: Chosen
     command: Sequence[str]
     cwd: Path
@@ -45,7 +47,7 @@ class Request:
         return Place(f"dino-{self.folder.name}", self.folder / "logs", self.folder / "code", self.cwd)
 
 
-def request(config: PretrainConfig, chosen: Chosen, command: Sequence[str], cwd: Path) -> Request:
+def request(config: RunConfig, chosen: Chosen, command: Sequence[str], cwd: Path) -> Request:
     """A request whose paths mean the same on every node."""
     folder = (cwd / config.output_dir).resolve()
     config = with_evaluations(replace(config, output_dir=folder), chosen.profile, folder.name)
@@ -67,7 +69,7 @@ def check_request(wanted: Request, *, data_is_here: bool) -> None:
         _check_input(wanted)
 
 
-def check_batch(config: PretrainConfig, profile: Profile) -> None:
+def check_batch(config: RunConfig, profile: Profile) -> None:
     """Whether the global batch divides among the ranks."""
     from dino_ssl.data.order import share_out  # noqa: PLC0415  (torch takes seconds)
 
@@ -78,6 +80,7 @@ def check_batch(config: PretrainConfig, profile: Profile) -> None:
 
 
 def _check_input(wanted: Request) -> None:
+    from dino_ssl.finetuning.start import started  # noqa: PLC0415
     from dino_ssl.training.prepare import open_input  # noqa: PLC0415
     from dino_ssl.training.trackers import missing_extras  # noqa: PLC0415
 
@@ -85,6 +88,8 @@ def _check_input(wanted: Request) -> None:
     if missing := missing_extras(tensorboard=log.tensorboard, wandb=log.wandb):
         raise UsageError(*missing)
     with chdir(wanted.cwd):  # a run may be resumed from elsewhere
+        if isinstance(wanted.config, FinetuneConfig):
+            started(wanted.config)  # the weights
         open_input(wanted.config, ranks=ranks(wanted.chosen.profile))
 
 
@@ -94,6 +99,11 @@ def executor_of(wanted: Request, dependency: str | None = None) -> Executor:
     timed = heart.get("checkpoint_seconds")
     lead = None if timed is None else lead_seconds(timed)
     return executor(wanted.chosen.profile, wanted.place, lead_seconds=lead, dependency=dependency)
+
+
+def job_of(wanted: Request, *, is_link: bool = False) -> TrainingJob:
+    """What a node will run."""
+    return TrainingJob(str(wanted.folder / "config.yaml"), kind_of(wanted.config).command, is_link)
 
 
 def submit(wanted: Request, *, links: int = 1, renew_code: bool = True) -> list[Job]:
@@ -113,7 +123,7 @@ def submit(wanted: Request, *, links: int = 1, renew_code: bool = True) -> list[
         write_folder(wanted, renew_code=renew_code)
         for _ in range(links):
             dependency = f"afterany:{made[-1].job}" if made else None
-            job = PretrainJob(str(wanted.folder / "config.yaml"), is_link=links > 1)
+            job = job_of(wanted, is_link=links > 1)
             made.append(_submit_one(wanted, job, dependency))
     return made
 
@@ -126,14 +136,14 @@ def write_folder(wanted: Request, *, renew_code: bool = True) -> None:
     write_config(wanted.config, wanted.folder / "config.yaml")
 
 
-def _submit_one(wanted: Request, job: PretrainJob, dependency: str | None) -> Job:
+def _submit_one(wanted: Request, job: TrainingJob, dependency: str | None) -> Job:
     (made,) = submit_all(executor_of(wanted, dependency), [job])
     record = job_record(wanted, made, wanted.place.logs)
     run_files.record_job(wanted.folder, record)
     return record
 
 
-def submit_all(through: Executor, work: Sequence[PretrainJob]) -> list[str]:
+def submit_all(through: Executor, work: Sequence[TrainingJob]) -> list[str]:
     """Submit one job, or an array; the ids.
 
     Raises:

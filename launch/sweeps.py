@@ -6,17 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from dino_ssl.config import PretrainConfig
+from dino_ssl.config import RunConfig
 from dino_ssl.errors import UsageError
 from launch import queue, run_files, status_text
 from launch.evaluations import configure_for_cluster
 from launch.grids import Point, read_grid
-from launch.job import PretrainJob
 from launch.profile_files import choose
 from launch.run_state import RunState, look
 from launch.script import Executor, Place, executor
 from launch.snapshot import describe, take_snapshot
-from launch.submission import Request, check_request, claimed, job_record, request, submit_all, write_folder
+from launch.submission import Request, check_request, claimed, job_of, job_record, request, submit_all, write_folder
 from launch.words import Words
 
 LONGEST_PAUSE = 30.0  # seconds between two looks at the queue
@@ -90,7 +89,7 @@ def _cap_problems(cap: str | None) -> list[str]:
     return [f"--cap={cap} must be a whole number of tasks, at least 1"]
 
 
-def _configured(words: Sequence[str], problems: list[str]) -> PretrainConfig | None:
+def _configured(words: Sequence[str], problems: list[str]) -> RunConfig | None:
     try:
         return configure_for_cluster(words)[0]
     except UsageError as error:
@@ -113,7 +112,7 @@ def submit(sweep: Sweep) -> None:
         sweep.place.logs.mkdir(parents=True, exist_ok=True)
         for wanted in todo:
             _make_folder(wanted, sweep.place.code)
-        ids = submit_all(sweep.executor(), [PretrainJob(str(w.folder / "config.yaml")) for w in todo])
+        ids = submit_all(sweep.executor(), [job_of(w) for w in todo])
         for wanted, job in zip(todo, ids, strict=True):
             run_files.record_job(wanted.folder, job_record(wanted, job, sweep.place.logs))
     print(f"code      {sweep.place.code} ({describe(sweep.place.code)})")

@@ -1,4 +1,4 @@
-"""The words of a command line: those for the launcher and those for `dino-ssl pretrain`."""
+"""The words of a command line: those for the launcher and those for the training."""
 
 from collections import deque
 from collections.abc import Collection, Mapping, Sequence
@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any, get_args
 
-from dino_ssl.config_kinds import PRETRAIN
+from dino_ssl import config_kinds
 from dino_ssl.original_flags import REPLACEMENTS
 from launch.profiles import KINDS, SINGLE, take
 
@@ -53,10 +53,11 @@ def take_apart(arguments: Sequence[str], *, switches: Collection[str] = (), valu
 
 
 def _meant(name: str, own: Collection[str]) -> str | None:
-    """The flag of the launcher that `name` resembles more than any of `dino-ssl pretrain`."""
-    if not name or name in PRETRAIN.knobs or name in REPLACEMENTS:
+    """The flag of the launcher that `name` resembles more than any of a training's."""
+    theirs = {knob for kind in config_kinds.KINDS for knob in kind.knobs} | set(REPLACEMENTS)
+    if not name or name in theirs:
         return None
-    near = get_close_matches(name, [*own, *PRETRAIN.knobs, *REPLACEMENTS], n=1, cutoff=0.75)
+    near = get_close_matches(name, [*own, *theirs], n=1, cutoff=0.75)
     return near[0] if near and near[0] in own else None
 
 

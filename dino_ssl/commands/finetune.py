@@ -4,13 +4,12 @@ import logging
 import sys
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dino_ssl.config_flags import configure
 from dino_ssl.config_help import training_help
-from dino_ssl.config_kinds import FINETUNES
-from dino_ssl.config_schema import did_you_mean, nearest
-from dino_ssl.errors import UsageError
+from dino_ssl.config_kinds import kind_in
+from dino_ssl.config_schema import Kind
 from dino_ssl.training import requeue, signals
 from dino_ssl.training.ranks import placement, seconds_to_wait
 
@@ -36,20 +35,17 @@ def run(arguments: Sequence[str]) -> None:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(OVERVIEW)
         return
-    name, *rest = arguments
-    if name not in FINETUNES:
-        meant = did_you_mean(nearest(name, FINETUNES))
-        raise UsageError(f"'{name}' is no fine-tuning{meant or ';'} choose from {', '.join(FINETUNES)}")
+    kind, rest = kind_in(["finetune", *arguments])
     if {"-h", "--help"} & set(rest):
-        print(training_help(FINETUNES[name]))
+        print(training_help(kind))
         return
-    _train(name, rest)
+    _train(kind, rest)
 
 
-def _train(name: str, arguments: Sequence[str]) -> None:
+def _train(kind: Kind[Any], arguments: Sequence[str]) -> None:
     level = logging.INFO if placement().rank == 0 else logging.WARNING
     logging.basicConfig(level=level, format="%(message)s")
-    config, notes = configure(arguments, FINETUNES[name])
+    config, notes = configure(arguments, kind)
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
     # torch takes seconds to import; help and mistakes should not wait for it.

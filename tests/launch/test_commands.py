@@ -11,14 +11,14 @@ import pytest
 from made_runs import add_job, start, stop, without_slurm, write_heartbeat, write_lines
 
 from dino_ssl.config_flags import configure
-from dino_ssl.config_kinds import PRETRAIN
+from dino_ssl.config_kinds import CLASSIFY, PRETRAIN
 from dino_ssl.config_yaml import write_config
 from dino_ssl.errors import UsageError
-from launch.job import PretrainJob
+from launch.job import TrainingJob
 from launch.profile_files import choose, own_folder
 from launch.run_files import record_job
 from launch.slurm import COMMANDS, OVERVIEW, main
-from launch.submission import claimed, executor_of, job_record, request
+from launch.submission import claimed, executor_of, job_of, job_record, request
 from launch.words import take_apart
 
 
@@ -117,6 +117,33 @@ def test_without_slurm_nothing_is_written_and_the_dry_run_is_named(recipe, capsy
     assert "there is no sbatch here" in capsys.readouterr().err
 
 
+def test_a_finetuning_is_checked_submitted_and_resumed_under_its_own_command(capsys, tmp_path):
+    words = ["finetune", "classify", "--data", "digits", "--model.name", "vit_micro", "--crops.size", "32"]
+    assert main(["submit", *words, "--cluster", "cpu", "--output-dir", "run", "--dry-run"]) == 0
+    assert "#SBATCH --job-name=dino-run" in capsys.readouterr().out
+    (only,) = errors(capsys, "submit", *words, "--cluster", "cpu", "--dry-run", "--model.weights", "nowhere.pth")
+    assert "nowhere.pth does not exist" in only
+    (only,) = errors(capsys, "submit", "finetune", "clasify", "--cluster", "cpu", "--dry-run")
+    assert "did you mean 'classify'?" in only
+    config, _ = configure([*words[2:], "--output-dir", "run"], CLASSIFY)
+    wanted = request(config, choose("cpu", {}), [], tmp_path)
+    wanted.folder.mkdir()
+    write_config(wanted.config, wanted.folder / "config.yaml")
+    record_job(wanted.folder, job_record(wanted, "7", wanted.place.logs))
+    assert job_of(wanted) == TrainingJob(str(wanted.folder / "config.yaml"), "finetune classify")
+    assert main(["resume", "run", "--dry-run", "--epochs", "3"]) == 2  # a knob of the run's own, now changed
+    assert "epochs: 100 -> 3" in capsys.readouterr().err
+    assert main(["resume", "run", "--dry-run"]) == 0
+
+
+def test_a_job_runs_the_command_that_it_holds(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr("dino_ssl.cli.main", lambda words: asked.append(words) or 0)
+    TrainingJob("run/config.yaml", "finetune classify")()
+    TrainingJob("run/config.yaml")()
+    assert asked == [["finetune", "classify", "run/config.yaml"], ["pretrain", "run/config.yaml"]]
+
+
 def test_resuming_takes_the_profile_the_flags_and_the_cwd_of_the_last_job(recipe, capsys, tmp_path, monkeypatch):
 
     config, _ = configure([str(recipe), "--output-dir", "run"], PRETRAIN)
@@ -191,23 +218,23 @@ def test_every_mistake_of_a_sweep_is_named_once(recipe, capsys, tmp_path):
 
 
 def test_what_is_submitted_is_a_path_that_is_read_without_torch():
-    data = cloudpickle.dumps(PretrainJob("/shared/run/config.yaml"))
+    data = cloudpickle.dumps(TrainingJob("/shared/run/config.yaml"))
     assert len(data) < 500
     program = "import pickle, sys; job = pickle.load(sys.stdin.buffer); print(job.config, 'torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], input=data, capture_output=True, check=True)
     assert done.stdout.decode() == "/shared/run/config.yaml False\n"
     again = pickle.loads(data).checkpoint()
-    assert again.function == PretrainJob("/shared/run/config.yaml")
+    assert again.function == TrainingJob("/shared/run/config.yaml")
 
 
 def test_a_link_of_a_chain_that_comes_too_late_does_nothing(tmp_path, capsys):
     for reason in ("done", "diverged"):
         write_lines(tmp_path / "restarts.jsonl", [start(1, 0), stop(2, 9, reason)])
-        PretrainJob(str(tmp_path / "config.yaml"), is_link=True)()
+        TrainingJob(str(tmp_path / "config.yaml"), is_link=True)()
         assert "nothing left to do" in capsys.readouterr().out
     write_lines(tmp_path / "restarts.jsonl", [start(1, 0), stop(2, 9, "stopped")])
     with pytest.raises(SystemExit) as left:  # there is no config.yaml, so it did try
-        PretrainJob(str(tmp_path / "config.yaml"), is_link=True)()
+        TrainingJob(str(tmp_path / "config.yaml"), is_link=True)()
     assert left.value.code == 2
 
 
