@@ -88,9 +88,9 @@ def _check_input(wanted: Request) -> None:
     if missing := missing_extras(tensorboard=log.tensorboard, wandb=log.wandb):
         raise UsageError(*missing)
     with chdir(wanted.cwd):  # a run may be resumed from elsewhere
-        if isinstance(wanted.config, FinetuneConfig):
-            started(wanted.config)  # the weights
-        open_input(wanted.config, ranks=ranks(wanted.chosen.profile))
+        config = wanted.config
+        full = started(config)[0] if isinstance(config, FinetuneConfig) else config  # the weights can be read
+        open_input(full, ranks=ranks(wanted.chosen.profile), given=config)
 
 
 def executor_of(wanted: Request, dependency: str | None = None) -> Executor:

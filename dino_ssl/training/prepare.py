@@ -55,15 +55,19 @@ class Input:
     device: torch.device
 
 
-def open_run(config: RunConfig, device: torch.device, build: Callable[[Input], Task[R]]) -> Run[R]:
+def open_run(
+    config: RunConfig, device: torch.device, build: Callable[[Input], Task[R]], *, given: RunConfig | None = None
+) -> Run[R]:
     """Open the data, then build the task for it; the folder is left as it is.
 
+    Args:
+        given: the configuration before pretrained weights decided what it left open.
     Raises:
         UsageError: the data, the batch, the folder or the network do not fit the configuration.
     """
     # Ranks have just met, and would all open the images at once.
     time.sleep(seconds_to_wait(placement()))
-    source, shares, steps_per_epoch = open_input(config, ranks=distributed.world_size())
+    source, shares, steps_per_epoch = open_input(config, ranks=distributed.world_size(), given=given)
     task = build(Input(source, steps_per_epoch, device))
     _check_batch_norm(config, task.network, shares)
     return Run(
@@ -94,7 +98,7 @@ def begin(run: Run[R]) -> None:
     distributed.barrier()
 
 
-def open_input(config: RunConfig, *, ranks: int) -> tuple[Source, Shares, int]:
+def open_input(config: RunConfig, *, ranks: int, given: RunConfig | None = None) -> tuple[Source, Shares, int]:
     """The data, the micro-batches of each of `ranks`, and the steps of an epoch; nothing is written.
 
     Raises:
@@ -104,7 +108,7 @@ def open_input(config: RunConfig, *, ranks: int) -> tuple[Source, Shares, int]:
     _check_readable(source, config.crops.channels)
     _check_apart(config, source)
     shares, steps_per_epoch = _share_out(config, len(source), ranks)
-    _check_folder(config)
+    _check_folder(config, given or config)
     return source, shares, steps_per_epoch
 
 
@@ -159,15 +163,19 @@ def _check_batch_norm(config: RunConfig, network: nn.Module, shares: Shares) -> 
         )
 
 
-def _check_folder(config: RunConfig) -> None:
-    """Compare the configuration with that of the run in the folder, if there is one."""
+def _check_folder(config: RunConfig, given: RunConfig) -> None:
+    """Compare the configuration with that of the run in the folder, if there is one.
+
+    A run that was submitted and has not begun has the configuration as it was given.
+    """
     path = config.output_dir / "config.yaml"
     if not path.exists():
         return
-    changed = [
-        line for line in differences(load_config(path, kind_of(config)), config) if not line.startswith(FREE_TO_CHANGE)
-    ]
-    if changed:
+    before = load_config(path, kind_of(config))
+    changed, changed_as_given = (
+        [line for line in differences(before, now) if not line.startswith(FREE_TO_CHANGE)] for now in (config, given)
+    )
+    if changed and changed_as_given:
         raise UsageError(
             f"output_dir={config.output_dir} holds another run; write --output-dir for a new folder, or give "
             f"these their old values to resume it: {'; '.join(changed)}"

@@ -1,6 +1,7 @@
 """`finetune classify` on a few digits: against plain PyTorch, resumed, in pieces, on two ranks, from checkpoints."""
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch.nn import functional as F
 from dino_ssl.cli import main
 from dino_ssl.config_finetune import ClassifyConfig
 from dino_ssl.config_kinds import CLASSIFY
-from dino_ssl.config_yaml import from_dict, load_config
+from dino_ssl.config_yaml import from_dict, load_config, write_config
 from dino_ssl.errors import UsageError
 from dino_ssl.finetuning.classify import classify, prepare
 from dino_ssl.finetuning.layers import layer_of_parameters
@@ -221,6 +222,10 @@ def test_a_run_starts_from_the_teacher_of_a_pretraining(tmp_path, images):
     ones, trained = torch.ones(1, 3, 16, 16), run.task.network.eval().backbone
     torch.testing.assert_close(again.backbone(ones), trained(ones))
     assert prepare(config, CPU).config == run.config, "the same command resumes"
+    write_config(config, config.output_dir / "config.yaml")  # as a launcher leaves it in the queue
+    assert prepare(config, CPU).config == run.config
+    with pytest.raises(UsageError, match=r"crops\.mean: "):
+        prepare(replace(config, crops=replace(config.crops, mean=(0.5,) * 3, std=(0.5,) * 3)), CPU)
 
 
 def test_what_is_missing_or_contradicts_is_named(tmp_path, images):

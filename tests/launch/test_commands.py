@@ -131,8 +131,8 @@ def test_a_finetuning_is_checked_submitted_and_resumed_under_its_own_command(cap
     write_config(wanted.config, wanted.folder / "config.yaml")
     record_job(wanted.folder, job_record(wanted, "7", wanted.place.logs))
     assert job_of(wanted) == TrainingJob(str(wanted.folder / "config.yaml"), "finetune classify")
-    assert main(["resume", "run", "--dry-run", "--epochs", "3"]) == 2  # a knob of the run's own, now changed
-    assert "epochs: 100 -> 3" in capsys.readouterr().err
+    assert main(["resume", "run", "--dry-run", "--epochs", "9"]) == 2  # a knob of the run's own, now changed
+    assert "epochs: 100 -> 9" in capsys.readouterr().err
     assert main(["resume", "run", "--dry-run"]) == 0
 
 
