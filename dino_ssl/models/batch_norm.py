@@ -6,13 +6,12 @@ from collections.abc import Iterable
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-
-LAYERS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+from torch.nn.modules.batchnorm import _BatchNorm
 
 
 def has_batch_norm(network: nn.Module) -> bool:
     """Whether evaluation depends on statistics of earlier batches."""
-    return any(isinstance(module, LAYERS) and module.running_mean is not None for module in network.modules())
+    return any(isinstance(module, _BatchNorm) and module.running_mean is not None for module in network.modules())
 
 
 def with_statistics_of(network: nn.Module, batches: Iterable[Float[Tensor, "_b c _x _y"]]) -> nn.Module:
@@ -27,7 +26,7 @@ def with_statistics_of(network: nn.Module, batches: Iterable[Float[Tensor, "_b c
     Source: Wu and Johnson, arXiv:2105.07576, section 3.
     """
     exact = copy.deepcopy(network).eval()
-    norms = [module for module in exact.modules() if isinstance(module, LAYERS) and module.running_mean is not None]
+    norms = [module for module in exact.modules() if isinstance(module, _BatchNorm) and module.running_mean is not None]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()

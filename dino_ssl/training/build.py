@@ -3,7 +3,6 @@
 from typing import TypeVar, cast
 
 import torch
-from timm.layers import convert_sync_batchnorm
 from torch import nn
 
 from dino_ssl.config import PretrainConfig
@@ -15,6 +14,7 @@ from dino_ssl.dino.regions import RegionCenter
 from dino_ssl.models.backbone import Backbone, BuiltBackbone, build_backbone, check_crop_sizes
 from dino_ssl.models.heads import DINOHead
 from dino_ssl.training import distributed, sharding
+from dino_ssl.training.synced_batch_norm import synchronized
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -103,13 +103,8 @@ def build_method(config: PretrainConfig, device: torch.device) -> SelfDistillati
 
 
 def synchronize_batch_norm(network: M, device: torch.device) -> M:
-    """BN statistics over all ranks; PyTorch has that on CUDA only, so on the CPU each rank keeps its own.
-
-    timm's conversion, because PyTorch's own drops the activation that timm fuses into some BN layers.
-    """
-    if distributed.world_size() == 1 or device.type != "cuda":
-        return network
-    return cast(M, convert_sync_batchnorm(network))
+    """BN statistics over all ranks."""
+    return network if distributed.world_size() == 1 else cast(M, synchronized(network, device))
 
 
 def build_crops(config: PretrainConfig) -> MultiCrop:

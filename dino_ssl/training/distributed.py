@@ -117,6 +117,22 @@ def all_sum(x: Shaped[Tensor, "..."]) -> Shaped[Tensor, "..."]:
     return x
 
 
+def summed(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """`all_sum` with the gradient of the sum of all ranks' losses."""
+    result: Tensor = _Summed.apply(x)
+    return result
+
+
+class _Summed(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return all_sum(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return all_sum(gradient)
+
+
 def all_mean(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
     """Mean of `x` over ranks; `x` itself on one process."""
     return all_sum(x) / world_size()
@@ -191,7 +207,7 @@ def data_parallel(module: nn.Module, device: torch.device, knobs: Parallel) -> n
 
 
 def share_buffers(module: nn.Module) -> None:
-    """Give every rank rank 0's buffers: on CPUs the batch norm of each has seen other images, and rank 0 saves."""
+    """Give every rank rank 0's buffers, as they will be saved; of a batch norm that no rank synchronised, too."""
     for buffer in module.buffers():
         buffer.copy_(broadcast(buffer.cpu()))
 
