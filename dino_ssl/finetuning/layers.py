@@ -1,10 +1,12 @@
 """Parameter groups whose learning rate falls from the head down to the first layer."""
 
 import re
+from itertools import product
 from typing import Any
 
 from torch import nn
 
+from dino_ssl.training import sharding
 from dino_ssl.training.optim import is_plain
 
 BACKBONE = "backbone."
@@ -35,6 +37,7 @@ def layerwise_groups(network: nn.Module, layer_decay: float) -> list[dict[str, A
     """Trainable parameters of every layer, first those that weight decay touches, then the rest.
 
     Each group has the factor of its learning rate, `lr_scale` = layer_decay ** (head - layer), and `is_decayed`.
+    Weights of which ranks hold a part each are apart from whole ones: PyTorch cannot update both together.
 
     Source: Clark et al., arXiv:2003.10555; BEiT, arXiv:2106.08254.
     """
@@ -42,8 +45,11 @@ def layerwise_groups(network: nn.Module, layer_decay: float) -> list[dict[str, A
     named = [(name, p) for name, p in network.named_parameters() if p.requires_grad]
     groups = []
     for layer in sorted({layers[name] for name, _ in named}):
-        for is_decayed in (True, False):
-            inside = [p for name, p in named if layers[name] == layer and is_plain(name, p) != is_decayed]
+        for is_decayed, is_part in product((True, False), repeat=2):
+            inside = [
+                p for name, p in named
+                if layers[name] == layer and is_plain(name, p) != is_decayed and sharding.is_part(p) == is_part
+            ]  # fmt: skip
             scale = layer_decay ** (head - layer)
             groups.append({"params": inside, "weight_decay": 0.0, "lr_scale": scale, "is_decayed": is_decayed})
     return [group for group in groups if group["params"]]

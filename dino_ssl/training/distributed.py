@@ -138,6 +138,36 @@ def all_mean(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
     return all_sum(x) / world_size()
 
 
+def all_largest(x: Shaped[Tensor, "..."]) -> Shaped[Tensor, "..."]:
+    """The largest of each number over ranks, without gradient; `x` itself on one process."""
+    x = x.detach()
+    if world_size() > 1:
+        x = x.clone()
+        dist.all_reduce(x, dist.ReduceOp.MAX)
+    return x
+
+
+def gather_rows(x: Shaped[Tensor, "n ..."]) -> Shaped[Tensor, "m ..."]:
+    """The rows of all ranks, in rank order, as many of each; `x` itself on one process.
+
+    What flows back to a row is the sum over all ranks, times their number, which cancels the mean that `data_parallel`
+    takes of gradients afterwards.
+    """
+    return x if world_size() == 1 else cast(Tensor, _GatherRows.apply(x))
+
+
+class _GatherRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        everyone = [torch.empty_like(x) for _ in range(world_size())]
+        dist.all_gather(everyone, x.contiguous())
+        return torch.cat(everyone)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        return all_sum(gradient.contiguous()).chunk(world_size())[rank()] * world_size()
+
+
 class LargestOfAll:
     """The largest number that any rank gave in the call before this one: known to all, at no rank's waiting.
 
@@ -193,6 +223,9 @@ def data_parallel(module: nn.Module, device: torch.device, knobs: Parallel) -> n
     """`module` with gradients averaged over ranks; `module` itself on one process."""
     if world_size() == 1 or knobs.sharding == "fsdp2":
         return sharded(module, device, knobs)
+    # What ranks hold a part of each is nothing to average.
+    parts = [name for name, weight in module.named_parameters() if sharding.is_part(weight)]
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, parts)
     parallel = DistributedDataParallel(
         module,
         device_ids=[device.index] if device.type == "cuda" else None,

@@ -1,4 +1,4 @@
-"""Networks of which each rank holds a part of every weight (FSDP2): split, measured, and joined again.
+"""Networks of which each rank holds a part of every weight (FSDP2), or of some: split, measured, and joined again.
 
 Every function takes whole tensors, too, and leaves them as they are, so that nobody else asks which they are.
 """
@@ -14,7 +14,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Shard
 from torch.optim import Optimizer
 
 from dino_ssl.errors import UsageError
@@ -66,14 +66,36 @@ def local(tensors: Iterable[Tensor]) -> list[Tensor]:
     return [tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors]
 
 
+def is_part(tensor: Tensor) -> bool:
+    """Whether ranks hold a part of it each."""
+    return isinstance(tensor, DTensor)
+
+
 def norms(tensors: list[Tensor]) -> Float[Tensor, " n"]:
     """L2 norm of each of `tensors`, all parts together; a collective if there are parts."""
     found = torch.stack(torch._foreach_norm(local(tensors)))
-    if not any(isinstance(tensor, DTensor) for tensor in tensors):
+    if not any(map(is_part, tensors)):
         return found
-    squares = found.square()
-    dist.all_reduce(squares)
-    return squares.sqrt()
+    squares, parts = found.square(), torch.tensor([is_part(tensor) for tensor in tensors], device=found.device)
+    joined = squares * parts
+    dist.all_reduce(joined)
+    return torch.where(parts, joined, squares).sqrt()
+
+
+def own_rows(count: int) -> range:
+    """Which of `count` rows this rank holds in `of_own_rows`: as many as any rank before it, or what is left."""
+    world_size, rank = (dist.get_world_size(), dist.get_rank()) if dist.is_initialized() else (1, 0)
+    most = -(-count // world_size)
+    return range(min(count, rank * most), min(count, (rank + 1) * most))
+
+
+def of_own_rows(rows: Float[Tensor, "n ..."], count: int) -> Float[Tensor, "..."]:
+    """A tensor of `count` rows, of which `rows` are this rank's, `own_rows`; `rows` itself on one process."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return rows
+    mesh = init_device_mesh(rows.device.type, (dist.get_world_size(),))
+    shape, stride = torch.Size((count, *rows.shape[1:])), rows.stride()
+    return DTensor.from_local(rows, mesh, [Shard(0)], run_check=False, shape=shape, stride=stride)
 
 
 def whole(value: T, *, everywhere: bool = False) -> T:
