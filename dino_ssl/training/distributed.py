@@ -164,7 +164,7 @@ class _GatherRows(torch.autograd.Function):
         return torch.cat(everyone)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
         return all_sum(gradient.contiguous()).chunk(world_size())[rank()] * world_size()
 
 
