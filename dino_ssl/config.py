@@ -118,6 +118,9 @@ class Dino:
     """Momentum of the teacher at the end of its cosine."""
     region_loss: bool = False
     """Also distil every region of the last feature map, at equal weight (EsViT, arXiv:2106.09785)."""
+    frozen_teacher: str = ""
+    """RUN of another, larger pretraining: its teacher, frozen, gives the targets; the student's moving average
+    still is what is measured and saved as teacher. Empty: the moving average gives them (DINO)."""
     teacher_mode: TeacherMode = "train"
     """Batch norm of the teacher. train: by its own crops, as the original; eval: by the student's statistics."""
 

@@ -64,6 +64,8 @@ class SelfDistillation:
         teacher_mode: train: BN (if any) uses the statistics of the teacher's own crops, and its running ones follow
             these. eval: it uses its running statistics, which after every step are the student's.
         parallel: how ranks share both; of sharded networks this rank's `parameters()` are parts.
+        guide: a frozen network that gives the targets in the teacher's place; the teacher then is nothing but the
+            student's moving average.
     """
 
     def __init__(
@@ -76,17 +78,19 @@ class SelfDistillation:
         device: torch.device,
         parallel: Parallel,
         teacher_mode: TeacherMode = "train",
+        guide: MultiCropNetwork | None = None,
     ) -> None:
         self.student = student.to(device)
         self.teacher = teacher.to(device).train(teacher_mode == "train")
         self.teacher_mode = teacher_mode
         self.teacher.load_state_dict(self.student.state_dict())
         self.teacher.requires_grad_(False)
+        self.targets_from = self.teacher if guide is None else guide.to(device).eval().requires_grad_(False)
         self.center = center.to(device)
         self.student_temperature = student_temperature
         share = -(-NUM_FEATURES // distributed.world_size())
         self.observations = Observations(center.center.shape[-1], device, num_features=share)
-        self.teacher.head.last_layer.register_forward_pre_hook(lambda _, inputs: self.observations.keep(*inputs))
+        self.targets_from.head.last_layer.register_forward_pre_hook(lambda _, inputs: self.observations.keep(*inputs))
         self.first_teacher = 1.0
         self.parallel_student = distributed.data_parallel(self.student, device, parallel)
         distributed.sharded(self.teacher, device, parallel)
@@ -94,7 +98,7 @@ class SelfDistillation:
     def loss(self, views: Sequence[Float[Tensor, "_v b c _s _s"]], teacher_temperature: float) -> Float[Tensor, ""]:
         """Loss of a micro-batch; `views[0]` are the global crops, which alone the teacher sees."""
         with torch.no_grad():
-            targets = self.targets(self.center, self.teacher(views[:1]), teacher_temperature)
+            targets = self.targets(self.center, self.targets_from(views[:1]), teacher_temperature)
         student_logits = self.parallel_student(views)
         loss = dino_loss(student_logits, targets, self.student_temperature)
         self.observations.add(targets, student_logits, loss.detach())

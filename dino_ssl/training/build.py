@@ -74,8 +74,10 @@ def backbone_of(config: PretrainConfig, network: nn.Module) -> nn.Module:
     return copy.to(next(iter(joined.values())).device)
 
 
-def build_method(config: PretrainConfig, device: torch.device) -> SelfDistillation:
-    """Student and teacher with the weights of `config.seed`, on `device`.
+def build_method(
+    config: PretrainConfig, device: torch.device, guide: MultiCropNetwork | None = None
+) -> SelfDistillation:
+    """Student and teacher with the weights of `config.seed`, on `device`; `guide` as in `SelfDistillation`.
 
     Raises:
         UsageError: a crop size does not go through the backbone.
@@ -92,6 +94,7 @@ def build_method(config: PretrainConfig, device: torch.device) -> SelfDistillati
         device=device,
         parallel=config.parallel,
         teacher_mode=config.dino.teacher_mode,
+        guide=guide,
     )
     if config.model.activation_checkpointing:
         assert isinstance(student.backbone, Backbone)

@@ -16,6 +16,7 @@ from dino_ssl.errors import UsageError
 from dino_ssl.training import distributed, evaluation_jobs, sharding
 from dino_ssl.training.build import backbone_of, build_crops, build_method
 from dino_ssl.training.final_report import Report, final_report
+from dino_ssl.training.frozen_teacher import PRETRAINED, frozen_teacher
 from dino_ssl.training.journal import Journal
 from dino_ssl.training.loop import train_to_the_end
 from dino_ssl.training.online_knn import OnlineKnn, open_knn
@@ -65,7 +66,7 @@ class Pretraining:
         UsageError: the schedules, the k-NN or the crops do not fit the data or the network.
     """
 
-    format = "dino-ssl/1"
+    format = PRETRAINED
     score = "knn_top1"
     advice = (
         "start anew in another --output-dir with a lower --optim.lr or --dino.teacher-temperature, "
@@ -78,7 +79,10 @@ class Pretraining:
         self.config = config
         self.plan = make_plan(config, opened.steps_per_epoch)
         self.knn: OnlineKnn | None = open_knn(config, opened.source, opened.device)
-        self.method = build_method(config, opened.device)
+        frozen = frozen_teacher(config)
+        self.method = build_method(config, opened.device, frozen.network if frozen else None)
+        if frozen:
+            self.method.center.load_state_dict(frozen.center)
         self.optimizer = build_optimizer(config.optim.name, parameter_groups(self.method.student))
         self.network: nn.Module = self.method.student
         self.parallel: nn.Module = self.method.parallel_student
