@@ -32,7 +32,7 @@ CLASSIFY_RANGES = (
 
 def check_classify(config: ClassifyConfig) -> list[str]:
     """Every problem that shows without looking at the data; empty where the configuration is sound."""
-    return [*check_finetune(config, CLASSIFY_RANGES), *_mixing(config)]
+    return [*check_finetune(config, CLASSIFY_RANGES), *mixing_problems(config)]
 
 
 def check_finetune(config: FinetuneConfig, more: Sequence[Range] = ()) -> list[str]:
@@ -86,6 +86,7 @@ def _schedule(config: FinetuneConfig) -> Iterator[str]:
         yield f"optim.warmup_epochs={optim.warmup_epochs:g} is longer than the run of epochs={config.epochs}"
 
 
-def _mixing(config: ClassifyConfig) -> Iterator[str]:
+def mixing_problems(config: ClassifyConfig) -> Iterator[str]:
+    """What mixup and CutMix cannot do."""
     if (config.loss.mixup or config.loss.cutmix) and config.batch_size % 2:
         yield f"batch_size={config.batch_size} must be even for mixup and CutMix, which pair images"

@@ -5,6 +5,8 @@ from typing import Any
 
 from dino_ssl.config import PretrainConfig, RunConfig
 from dino_ssl.config_checks import check
+from dino_ssl.config_distill import DistillConfig
+from dino_ssl.config_distill_checks import check_distill
 from dino_ssl.config_finetune import ClassifyConfig
 from dino_ssl.config_finetune_checks import check_classify
 from dino_ssl.config_schema import Kind, did_you_mean, nearest
@@ -13,7 +15,8 @@ from dino_ssl.original_flags import REPLACEMENTS, WITHOUT_EFFECT
 
 PRETRAIN = Kind("pretrain", PretrainConfig, check, REPLACEMENTS, WITHOUT_EFFECT, has_presets=True)
 CLASSIFY = Kind("finetune classify", ClassifyConfig, check_classify)
-FINETUNES = {"classify": CLASSIFY}
+DISTILL = Kind("finetune distill", DistillConfig, check_distill)
+FINETUNES: dict[str, Kind[Any]] = {"classify": CLASSIFY, "distill": DISTILL}
 """By the word after `dino-ssl finetune`."""
 KINDS: tuple[Kind[Any], ...] = (PRETRAIN, *FINETUNES.values())
 

@@ -1,4 +1,4 @@
-"""`dino-ssl finetune classify`."""
+"""`dino-ssl finetune classify | distill`."""
 
 import logging
 import sys
@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from dino_ssl.config_distill import DistillConfig
 from dino_ssl.config_flags import configure
 from dino_ssl.config_help import training_help
 from dino_ssl.config_kinds import kind_in
@@ -20,6 +21,7 @@ OVERVIEW = """\
 usage: dino-ssl finetune RECIPE_NAME ...
 
   classify  a backbone and a classifier with labels, from scratch or from a checkpoint
+  distill   a small network with labels and with what a frozen, larger one says and sees (ReviewKD, KD, ...)
 
 dino-ssl finetune classify --help lists every knob. For example:
   dino-ssl finetune classify --data photos/ --model.weights runs/pretrain --output-dir runs/photos
@@ -51,9 +53,14 @@ def _train(kind: Kind[Any], arguments: Sequence[str]) -> None:
     # torch takes seconds to import; help and mistakes should not wait for it.
     with signals.listening(requeue.leave_at_once):
         time.sleep(seconds_to_wait(placement()))
-        from dino_ssl.finetuning.classify import classify  # noqa: PLC0415
+        if isinstance(config, DistillConfig):
+            from dino_ssl.finetuning.distill import distill  # noqa: PLC0415
 
-        _report(classify(config))
+            _report(distill(config))
+        else:
+            from dino_ssl.finetuning.classify import classify  # noqa: PLC0415
+
+            _report(classify(config))
 
 
 def _report(report: "Report") -> None:

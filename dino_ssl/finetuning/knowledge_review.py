@@ -7,6 +7,7 @@ Source: Chen et al. 2021, arXiv:2104.09044; the maps' sizes are the teacher's, w
 """
 
 from collections.abc import Sequence
+from functools import reduce
 from typing import Literal
 
 import torch
@@ -90,10 +91,10 @@ class AttentionFusion(nn.Module):
         return self.expand(fused), fused
 
     def _sum(self, inputs: list[Float[Tensor, "b m h w"]]) -> Float[Tensor, "b m h w"]:
-        if self.weigh is None:
-            return torch.stack(inputs).sum(0)
-        weights = torch.sigmoid(self.weigh(torch.cat(inputs, 1))).split(1, 1)
-        return torch.stack([weight * maps for weight, maps in zip(weights, inputs, strict=True)]).sum(0)
+        if self.weigh is not None:
+            weights = torch.sigmoid(self.weigh(torch.cat(inputs, 1))).split(1, 1)
+            inputs = [weight * maps for weight, maps in zip(weights, inputs, strict=True)]
+        return reduce(torch.add, inputs)
 
 
 class KnowledgeReview(nn.Module):
@@ -165,7 +166,7 @@ class KnowledgeReview(nn.Module):
             ]
         else:
             compared = list(zip(self._reviewed(student, teacher), teacher, strict=True))
-        return [self.distance(ours, theirs) for ours, theirs in compared]
+        return [self.distance(_precise(ours), _precise(theirs)) for ours, theirs in compared]
 
     def _reviewed(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> list[Tensor]:
         """Each level with all deeper ones in it, from the deepest on."""
@@ -183,6 +184,11 @@ class KnowledgeReview(nn.Module):
 def levels(pooled: Float[Tensor, "b d"], stages: Sequence[Float[Tensor, "b _c _h _w"]]) -> list[Tensor]:
     """The stages, and the pooled features as the last level."""
     return [*stages, pooled[:, :, None, None]]
+
+
+def _precise(maps: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+    """float32, or what is better: autocast leaves maps in half precision."""
+    return maps.to(torch.promote_types(maps.dtype, torch.float32))
 
 
 def _pairs(design: Design, num: int) -> list[tuple[int, int]]:

@@ -34,7 +34,9 @@ def final_report(run: Run[FinetuneRates]) -> Report:
     assert isinstance(task, Finetuning)
     began, scores, title = time.perf_counter(), {}, ""
     if task.validator is not None:
-        scores = {"last": task.validator.measure(task.network)[task.score], "best": task.best.score}
+        scores = {"last": task.validator.measure(task.network)[task.score]}
+        if task.best.step:
+            scores["best"] = task.best.score
         title = f"{task.score} on images that were not trained on"
     if not distributed.is_main():
         return Report(run.folder, scores, "")

@@ -111,6 +111,7 @@ class Finetuning:
         self.best = Best()
         self.labels = None if opened.source.labels is None else torch.from_numpy(opened.source.labels).long()
         objective.network = self.network = synchronize_batch_norm(objective.network, opened.device).to(opened.device)
+        self.network.to(memory_format=torch.channels_last)
         self.parallel: nn.Module = distributed.data_parallel(self.network, opened.device, config.parallel)
         groups = layerwise_groups(self.network, config.optim.layer_decay)
         self.optimizer = build_optimizer(config.optim.name, groups)
@@ -136,6 +137,8 @@ class Finetuning:
     def loss(self, batch: Batch, now: FinetuneRates) -> Float[Tensor, ""]:
         crops = self.config.crops
         images = shifted(normalize(batch.views[0][0], crops.mean, crops.std), crops.random_shift)
+        # Convolutions are a third faster so, on the CPU too.
+        images = images.contiguous(memory_format=torch.channels_last)
         labels = None if self.labels is None else self.labels[batch.indices].to(self.device)
         return self.objective.loss(self.parallel, images, labels, now)
 

@@ -1,5 +1,6 @@
 """Which network a file's tensors are of, told by their names and shapes alone."""
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from math import isqrt
@@ -25,6 +26,9 @@ NOT_OF_THE_BACKBONE = (
     "_fc", "_bn",  # between the last stage of a released CMT and its classifier
 )  # fmt: skip
 """First parts of names that may be left out: projection and classification heads, and tokens for masked patches."""
+
+CLASSIFIER = re.compile(r"(head|fc|classifier|linear)\.(\d+\.|fc\.)?weight")
+"""Names under which a linear classifier keeps its weight."""
 
 DINOV2_SIZES = {(384, 12): "s", (768, 12): "b", (1024, 24): "l", (1536, 40): "g"}
 RESNETS: dict[tuple[str, tuple[int, ...]], str] = {
@@ -84,6 +88,19 @@ def network_in(content: dict[str, Any], key: str, path: Path) -> Network:
     if len(backbone) < len(inside):
         raise UsageError(f"{path} holds tensors that differ in their prefixes only; write a file of one network")
     return Network(backbone, key, sorted(_without_wrappers(name) for name in tensors.keys() - set(inside)))
+
+
+def classifier_in(content: dict[str, Any], key: str, path: Path) -> tuple[Tensor, Tensor] | None:
+    """Weight and bias of the linear classifier beside the backbone; None where the file has none, or several.
+
+    Raises:
+        UsageError: as `network_in`.
+    """
+    tensors = {_without_wrappers(name): value for name, value in _chosen(content, key, path)[0].items()}
+    weights = [name for name, value in tensors.items() if CLASSIFIER.fullmatch(name) and value.ndim == 2]
+    if len(weights) != 1 or (bias := weights[0].removesuffix("weight") + "bias") not in tensors:
+        return None
+    return tensors[weights[0]], tensors[bias]
 
 
 def may_be_left_out(name: str) -> bool:
