@@ -13,7 +13,7 @@ import simplejpeg
 from jaxtyping import UInt8
 from PIL import Image, UnidentifiedImageError
 
-from dino_ssl.data import exif
+from dino_ssl.data import exif, png
 
 # Only what folders are searched for: PIL alone would also start Ghostscript for a PostScript file.
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF", "PPM")
@@ -172,6 +172,8 @@ def _decode_with_pil(data: bytes, name: str, channels: int, enough_pixels: float
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise Image.DecompressionBombError
+            if damage := png.damage_of(data):
+                raise ValueError(damage)
             image.load()
             orientation = exif.orientation_of_jpeg(data) if data.startswith(JPEG) else _orientation(image)
             whole = _with_bands(_eight_bits(image), channels)

@@ -1,5 +1,6 @@
 """Masks of numbered objects: palette PNGs as DAVIS and Pascal VOC write them, and whatever else people draw."""
 
+import io
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from dino_ssl.data.decoding import MAX_PIXELS, printable
+from dino_ssl.data.png import damage_of
 from dino_ssl.errors import UsageError
 
 VOID = 255
@@ -49,7 +51,10 @@ def read_mask(path: Path, *, colours: bool = False) -> Mask:
     """
     name = printable(path)
     try:
-        with Image.open(path, formats=("PNG", "BMP", "TIFF", "GIF")) as image:
+        data = path.read_bytes()
+        if damage := damage_of(data):
+            raise ValueError(damage)
+        with Image.open(io.BytesIO(data), formats=("PNG", "BMP", "TIFF", "GIF")) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise UsageError(f"{name}: larger than {MAX_PIXELS:,} pixels")
             image.load()

@@ -107,5 +107,5 @@ def _load(file: Path) -> Shaped[np.ndarray, "..."]:
         # Not numpy.load: that opens archives and, for other files, speaks of pickles. Mapped, not read: an array
         # may be larger than the memory.
         return np.lib.format.open_memmap(file, mode="r")
-    except (OSError, ValueError, EOFError) as error:
+    except Exception as error:  # its header is parsed as Python's text, and damage makes anything of that
         raise UsageError(f"{file} is no array that can be read: {error}") from None

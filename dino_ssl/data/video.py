@@ -62,9 +62,10 @@ def open_video(path: Path) -> Iterator[Video]:
         UsageError: PyAV is not installed and the file is no GIF.
     """
     if path.suffix.lower() == ".gif":
-        with _open_gif(path) as image:
+        image, num_frames = _open_gif(path)
+        with image:
             pause = int(image.info.get("duration", 0)) or BROWSERS_PAUSE
-            yield Video(Fraction(1000, pause), _num_frames(image), _frames_of_gif(image, path))
+            yield Video(Fraction(1000, pause), num_frames, _frames_of_gif(image, path))
         return
     av = _av(path)
     try:
@@ -144,13 +145,11 @@ def _frames(av: Any, container: Any, path: Path) -> Iterator[Frame]:
         raise BrokenImage(printable(path), f"damaged: {error.strerror}") from None
 
 
-def _num_frames(image: Image.Image) -> int:
-    return int(image.n_frames)  # type: ignore[attr-defined]  # of this format's class
-
-
-def _open_gif(path: Path) -> Image.Image:
+def _open_gif(path: Path) -> tuple[Image.Image, int]:
+    """The image, and how many frames it has, for which it is read to its end."""
     try:
-        return Image.open(io.BytesIO(read(path)), formats=("GIF",))
+        image = Image.open(io.BytesIO(read(path)), formats=("GIF",))
+        return image, int(image.n_frames)  # type: ignore[attr-defined]  # of this format's class
     except BrokenImage:
         raise
     except Exception as error:  # decoders of damaged bytes raise whatever their parser stumbles over

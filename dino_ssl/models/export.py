@@ -90,7 +90,8 @@ def _write_timm(encoder: Encoder, folder: Path) -> Features:
     file = folder / "model.safetensors"
     save_file(card.tensors, file, metadata={"format": "pt", "name": encoder.name, "digest": encoder.digest})
     file.chmod((folder / "config.json").stat().st_mode)  # safetensors makes it private
-    write_sidecar(file)
+    for written in (file, folder / "config.json"):
+        write_sidecar(written)
     return _timm_model(card, file)
 
 

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from dino_ssl.data.decoding import escaped
-from dino_ssl.data.tar.shard_index_files import MADE_BY, PACK_FILE
+from dino_ssl.data.tar.shard_index_files import FIRST_FORMAT, MADE_BY, PACK_FILE, SUM, check_sum, sum_of
 from dino_ssl.data.tar.shard_writer import sha256_of
 from dino_ssl.durable import naming, write_atomically
 from dino_ssl.errors import UsageError
 
-FORMAT = 1
+FORMAT = 2
 SKIPPED_FILE = "skipped.txt"
 """One `image<tab>reason` a line."""
 
@@ -90,6 +90,7 @@ class PackFile:
             "classes": self.classes,
             "shards": [asdict(shard) for shard in self.shards.values()],
         }
+        about[SUM] = sum_of(about)
         path = self.folder / PACK_FILE
         with naming(path):
             write_atomically(path, (json.dumps(about, indent=1) + "\n").encode())
@@ -118,7 +119,8 @@ def read_pack_file(folder: Path) -> PackFile | None:
     path = folder / PACK_FILE
     try:
         about = json.loads(path.read_bytes())
-        if about["made_by"] == MADE_BY and about["format"] == FORMAT:
+        if about["made_by"] == MADE_BY and about["format"] in (FIRST_FORMAT, FORMAT):
+            check_sum(about)
             return _pack_file(folder, about)
         problem = f"is not by this version of `{MADE_BY}`"
     except FileNotFoundError:

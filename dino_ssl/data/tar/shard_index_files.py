@@ -6,6 +6,7 @@ Reading the headers of a million samples takes ten to twenty seconds, and on a n
 import hashlib
 import json
 import os
+import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -29,6 +30,10 @@ PACK_FILE = "index.json"
 INDEX_FILE = "index.safetensors"
 """Where the samples lie in these shards."""
 MADE_BY = "dino-ssl pack"
+SUM = "crc32"
+"""Of everything else in `PACK_FILE`: a changed letter of a class would pass in silence."""
+FIRST_FORMAT = 1
+"""Of `PACK_FILE`; it had no checksum."""
 THREADS = 8
 SECONDS_WITHOUT_BAR = 3.0
 
@@ -147,8 +152,9 @@ def _packed(folder: str) -> Packed:
     file = _file_in(folder, PACK_FILE)
     try:
         about = json.loads(file.read_bytes()) if file else None
-        if not isinstance(about, dict) or about.get("made_by") != MADE_BY:
+        if not isinstance(about, dict) or (about.get("made_by") != MADE_BY and SUM not in about):
             return Packed()
+        check_sum(about)
         problems = [] if about["complete"] else [f"{PACK_FILE}: `{MADE_BY}` did not finish; run it again"]
         problems += [f"{name} is in {PACK_FILE} but not in the folder" for name in _missing(folder, about["shards"])]
         return Packed(tuple(about["classes"]), tuple(problems))
@@ -156,6 +162,18 @@ def _packed(folder: str) -> Packed:
         return Packed()
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         return Packed(problems=(f"{PACK_FILE} cannot be read, and names no classes: {error}",))
+
+
+def sum_of(about: dict[str, Any]) -> int:
+    """The checksum of what `PACK_FILE` says, but for the checksum."""
+    rest = {key: value for key, value in about.items() if key != SUM}
+    return zlib.crc32(json.dumps(rest, sort_keys=True).encode())
+
+
+def check_sum(about: dict[str, Any]) -> None:
+    """Raises ValueError if it is not what was written."""
+    if (SUM in about or about["format"] != FIRST_FORMAT) and about[SUM] != sum_of(about):
+        raise ValueError("wrong checksum")
 
 
 def _missing(folder: str, shards: list[dict[str, object]]) -> list[str]:

@@ -151,6 +151,10 @@ def open_shards(spec: str, name: str) -> Shards:
     if labels is None and index.label_names:
         without = int(np.count_nonzero(index.labels < 0))
         problems.append(f"{without:,} of {len(index):,} samples have no label: no labels are used")
+    if labels is not None and packed.classes and classes != packed.classes:
+        problems.append(
+            f"the labels are not those of the {len(packed.classes)} classes in index.json: its names are not used"
+        )
     return Shards(OpenShards(shards), index, labels, classes, name, (*packed.problems, *problems))
 
 
