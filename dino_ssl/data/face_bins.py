@@ -126,6 +126,8 @@ def _value(file: Path, content: bytes) -> Any:
     except (ValueError, IndexError, KeyError, TypeError, AttributeError, OverflowError, struct.error) as error:
         said = f"byte {last:,}: {error or type(error).__name__}"
         raise UsageError(f"{file} is damaged or no set of pairs, from {said}; fetch it again") from None
+    if not machine.stack:
+        raise UsageError(f"{file} is damaged or no set of pairs: it ends before anything is in it; fetch it again")
     return machine.stack[-1]
 
 

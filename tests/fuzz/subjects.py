@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import pickle
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,13 @@ from dino_ssl import config_yaml
 from dino_ssl.checksums import sidecar
 from dino_ssl.cli import main
 from dino_ssl.config_flags import configure
+from dino_ssl.config_kinds import PRETRAIN
 from dino_ssl.config_schema import flatten
 from dino_ssl.data.decoding import MAX_PIXELS, BrokenImage, decode, read
+from dino_ssl.data.face_pairs import open_pairs
+from dino_ssl.data.faces import write_records
 from dino_ssl.data.masks import Mask, default_palette, read_mask, write_mask
-from dino_ssl.data.sources import open_source, problems_of
+from dino_ssl.data.sources import Source, open_source, problems_of
 from dino_ssl.data.video import open_video
 from dino_ssl.errors import RunError, UsageError
 from dino_ssl.models.weight_files import read_weight_file
@@ -215,7 +219,7 @@ def recipes(folder: Path) -> Subject:
     root = Path(__file__).parents[2]
     for recipe in sorted((root / "launch" / "recipes").glob("*.yaml")):
         (folder / recipe.name).write_bytes(recipe.read_bytes())
-    config_yaml.write_config(configure(["--preset", "digits"])[0], folder / "config.yaml")
+    config_yaml.write_config(configure(["--preset", "digits"], PRETRAIN)[0], folder / "config.yaml")
 
     def look(path: Path, before: bytes) -> str:
         try:
@@ -371,8 +375,6 @@ def said_of(packed: Path) -> tuple[str, ...]:
 
 def arrays(folder: Path) -> Subject:
     """CIFAR's pickles, NumPy's arrays and MNIST's files: images and labels that fit each other, or a refusal."""
-    import pickle  # noqa: PLC0415
-
     cifar, dice = folder / "cifar-10-batches-py", np.random.default_rng(0)
     cifar.mkdir(parents=True)
     names = [f"data_batch_{n}" for n in range(1, 6)] + ["test_batch"]
@@ -399,6 +401,48 @@ def arrays(folder: Path) -> Subject:
     return Subject("arrays", folder, [*sorted(cifar.iterdir()), *sorted((folder / "npy").iterdir())], look)
 
 
+def faces(folder: Path) -> Subject:
+    """InsightFace's files have no checksums: what is read of them fits together, or it is refused or told."""
+    folder.mkdir(parents=True)
+    pictures = [encoded(drawn(seed)) for seed in range(12)]
+    write_records(folder / "train.rec", [(picture, place // 3) for place, picture in enumerate(pictures)])
+    (folder / "pairs.bin").write_bytes(pickle.dumps((pictures, [True, False] * 3), protocol=4))
+
+    def look(path: Path, before: bytes) -> str:
+        try:
+            if path.suffix == ".bin":
+                source: Source = open_pairs(str(path), folder).images
+            else:
+                source = open_source(str(folder / "train.rec"), folder)
+                assert source.labels is not None and len(source.labels) == len(source)
+                assert 0 <= source.labels.min() <= source.labels.max() < len(source.classes)
+        except UsageError as error:
+            assert path.stem.partition(".")[0] in str(error) or "property" in str(error)
+            return "refused"
+        found = [image_of(source, index) for index in range(len(source))]
+        if sorted(filter(None, found)) == sorted(pictures):
+            return "same"
+        return "told" if problems_of(source) else "broken" if None in found else "cannot be told"
+
+    return Subject("faces", folder, sorted(folder.iterdir()), look)
+
+
+def image_of(source: Source, index: int) -> bytes | None:
+    try:
+        raw = source.raw(index)
+        decode(raw, "face")
+    except BrokenImage:
+        return None
+    assert isinstance(raw, bytes)
+    return raw
+
+
+def encoded(image: Image.Image) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, "JPEG")
+    return stream.getvalue()
+
+
 MAKERS: dict[str, tuple[Callable[[Path], Subject], int]] = {
     "checkpoints": (lambda folder: checkpoints(folder, with_sums=True), 70),
     "checkpoints without sums": (lambda folder: checkpoints(folder, with_sums=False), 70),
@@ -411,6 +455,7 @@ MAKERS: dict[str, tuple[Callable[[Path], Subject], int]] = {
     "folders": (folders, 6),
     "shards": (shards, 70),
     "arrays": (arrays, 40),
+    "faces": (faces, 60),
 }
 """Who makes each subject, and how many corruptions the tests hold it to."""
 
