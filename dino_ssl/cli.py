@@ -24,6 +24,7 @@ COMMANDS = {
     "collect": "take the results of evaluation jobs into a run's journal",
     "linear": "accuracy of linear classifiers on a checkpoint's features: a grid, the original protocol, or logistic",
     "knn": "classify images by their nearest neighbours in a checkpoint's features",
+    "verify": "tell whether two faces belong to one person; accuracy by both published protocols",
     "retrieve": "find the nearest images; mean average precision on revisited Oxford and Paris",
     "video": "carry masks through a video; J and F on DAVIS",
     "inspect": "say what a file of weights is, how far it was trained, and where it comes from",

@@ -10,6 +10,9 @@ LOGISTIC = "logistic/1"
 DAVIS = "davis2017/1"
 REVISITED = "revisited/1"
 COPYDAYS = "copydays/1"
+VERIFICATION_INSIGHTFACE = "verification_insightface/1"
+VERIFICATION_ASKD = "verification_askd/1"
+TINYFACE = "tinyface/1"
 FINETUNED = "finetuned/1"
 
 MEANING = {
@@ -29,4 +32,10 @@ MEANING = {
     COPYDAYS: "Copy detection on the strongly altered images of Copydays among distractors: mean average precision.",
     FINETUNED: "Accuracy of a fine-tuned network's own classifier on centre crops of the test images; the best "
     "checkpoint was chosen on them, the last was not.",
+    VERIFICATION_INSIGHTFACE: "Do two faces belong to one person? InsightFace's protocol: features of an image and its "
+    "mirror image added, squared distances, a threshold from nine folds for the tenth. Not comparable with A-SKD's.",
+    VERIFICATION_ASKD: "The same question by A-SKD's protocol: the two features side by side, less the mean of nine "
+    "folds, cosines. Higher than InsightFace's on the same features.",
+    TINYFACE: "Whose face is it? The nearest of 158,000 faces of few pixels (TinyFace, Cheng et al. 2018) by cosine "
+    "similarity: share of probes with their person among the first k.",
 }
