@@ -96,6 +96,14 @@ def _numbers(values: Sequence[float]) -> str:
     return " ".join(f"{value:g}" for value in values)
 
 
+SHOWN = (
+    ("loss", "train/loss", "{:.4f}"),
+    ("k-NN top-1", "eval/knn_top1", "{:.1%}"),
+    ("top-1", "eval/top1", "{:.1%}"),
+)
+"""Label, name in the journal, and form of the numbers that a run's checkpoint had."""
+
+
 def _training_rows(loaded: "Loaded") -> Iterator[Row]:
     """Step and epoch as the file has them; loss and k-NN of the journal beside it, up to that step."""
     content = loaded.file.content
@@ -106,7 +114,7 @@ def _training_rows(loaded: "Loaded") -> Iterator[Row]:
     yield "training", ", ".join(state) + _planned_end(content)
     if (folder := _run_folder(loaded.file.path)) is not None:
         step = int(content.get("step", -1))
-        for label, metric, form in (("loss", "train/loss", "{:.4f}"), ("k-NN top-1", "eval/knn_top1", "{:.1%}")):
+        for label, metric, form in SHOWN:
             if (line := _last_line(folder, metric, step)) is not None:
                 yield label, f"{form.format(line[metric])} at step {line['step']:,}"
 
