@@ -11,7 +11,9 @@ from pathlib import Path
 from dino_ssl.commands.parsing import Parser, whole
 from dino_ssl.commands.progress import progress
 from dino_ssl.config import PretrainConfig
-from dino_ssl.data.sources import open_source
+from dino_ssl.data.aligned_faces import open_aligned
+from dino_ssl.data.class_folders import write_class_folders
+from dino_ssl.data.sources import Source, open_source, problems_of
 from dino_ssl.data.tar import packing
 from dino_ssl.data.tar.pack_file import SKIPPED_FILE, PackFile
 from dino_ssl.data.tar.pack_images import Packing
@@ -23,7 +25,8 @@ from dino_ssl.errors import UsageError
 DESCRIPTION = (
     "Write the images of a SOURCE into WebDataset shards: plain tars, mixed once, which even a network disk reads at "
     "full speed. Labels go along. Images that cannot be read are left out and listed in skipped.txt. If it is "
-    "interrupted, the same command goes on; finished shards whose checksums hold are kept."
+    "interrupted, the same command goes on; finished shards whose checksums hold are kept. With --class-folders: "
+    "into a folder for each class instead."
 )
 UNITS = {"kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 DEFAULT_SIZE = "512MB"
@@ -45,7 +48,10 @@ def run(arguments: Sequence[str]) -> None:
         _verify(words.verify)
         return
     folder, pattern = _output(words.output)
-    source = open_source(words.source, words.data_root)
+    source = _source(words)
+    if words.class_folders:
+        _write_folders(source, folder, words)
+        return
     chosen = Packing(
         folder=folder,
         pattern=pattern,
@@ -73,6 +79,9 @@ def _parser() -> Parser:
     add("--short-side", type=whole(1), metavar="PIXELS", help=short_side)
     add("--quality", type=whole(1, 100), default=95, metavar="Q", help="of these JPEGs, 1 to 100 (%(default)s)")
     threads = len(os.sched_getaffinity(0))
+    add("--class-folders", action="store_true", help="write image files, a folder for each class, and no shards")
+    align = "SOURCE is a .csv that also has x1 y1 ... x5 y5: eyes, nose, corners of the mouth; faces of 112 pixels"
+    add("--align", action="store_true", help=align)
     add("--threads", type=whole(1), default=threads, metavar="N", help="that read and encode (one for each core)")
     root = PretrainConfig().data_root
     add("--data-root", type=Path, default=root, metavar="DIR", help="folder of known data sets (%(default)s)")
@@ -95,8 +104,26 @@ def _check(words: argparse.Namespace) -> None:
         problems.append("--verify goes without SOURCE and --output")
     if words.shard_size and words.samples_per_shard:
         problems.append("--shard-size and --samples-per-shard exclude each other; write one of them")
+    if words.class_folders and (words.shard_size or words.samples_per_shard or words.output.endswith(".tar")):
+        problems.append("--class-folders writes no shards; leave out their size, and write a folder after --output")
     if problems:
         raise UsageError(*problems)
+
+
+def _source(words: argparse.Namespace) -> Source:
+    source = open_aligned(Path(words.source)) if words.align else open_source(words.source, words.data_root)
+    for problem in problems_of(source):
+        print(problem, file=sys.stderr)
+    return source
+
+
+def _write_folders(source: Source, folder: Path, words: argparse.Namespace) -> None:
+    with progress(len(source), "images") as advance:
+        written, skipped = write_class_folders(
+            source, folder, advance, short_side=words.short_side, quality=words.quality, threads=words.threads
+        )
+    where = f", listed in {folder / SKIPPED_FILE}" if skipped else ""
+    sys.stdout.write(f"images   {written:,}\nclasses  {len(source.classes):,}\nskipped  {len(skipped):,}{where}\n")
 
 
 def _size(text: str) -> int:

@@ -11,7 +11,7 @@ from jaxtyping import Int64
 
 from dino_ssl.data.decoding import BrokenImage
 from dino_ssl.data.sources import Source
-from dino_ssl.data.tar.reencoding import SUBSAMPLING, reduced, unchanged
+from dino_ssl.data.tar.reencoding import SUBSAMPLING, ImageFile, reduced, unchanged
 
 AHEAD = 4  # images per thread that are prepared before they are asked for
 CHUNK = 4096  # positions whose images are looked up together
@@ -112,11 +112,7 @@ class Images:
     def _prepare(self, index: int) -> Prepared:
         name = self._source.describe(index)
         try:
-            raw = self._source.raw(index)
-            if self._packing.short_side is None:
-                image = unchanged(raw, name)
-            else:
-                image = reduced(raw, name, self._packing.short_side, self._packing.quality)
+            image = encoded(self._source, index, self._packing.short_side, self._packing.quality)
         except BrokenImage as error:
             return name, error.reason
         sample = {image.extension: image.data}
@@ -124,3 +120,14 @@ class Images:
             sample["cls"] = str(int(self._source.labels[index])).encode()
         digits = max(6, len(str(len(self._source) - 1)))
         return Sample(f"{index:0{digits}d}", sample)
+
+
+def encoded(source: Source, index: int, short_side: int | None, quality: int) -> ImageFile:
+    """An image as a file; arguments as of `Packing`.
+
+    Raises:
+        BrokenImage: it cannot be read.
+    """
+    name = source.describe(index)
+    raw = source.raw(index)
+    return unchanged(raw, name) if short_side is None else reduced(raw, name, short_side, quality)
