@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -219,6 +219,14 @@ class CMT(nn.Module):
         """Recompute every block in the backward pass instead of storing its activations."""
         for index in range(len(self.stages)):
             self._stage(index).grad_checkpointing = enable
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """torch.compile, with its arguments, for each size anew.
+
+        PyTorch would make one graph for all sizes from the second on, for which its compiler fails to find the
+        strides of the convolutions. It keeps eight: sizes and numbers of images, of student and of teacher.
+        """
+        super().compile(*args, dynamic=False, **kwargs)
 
     def _before(self, images: Float[Tensor, "b c x y"], num_stages: int) -> Float[Tensor, "b d h w"]:
         """Features after the stem and the first `num_stages` stages."""

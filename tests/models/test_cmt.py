@@ -1,6 +1,8 @@
 """CMT against its own formulas written out with loops, and against what was measured of the released code."""
 
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -362,14 +364,48 @@ def test_weights_start_as_in_the_released_code():
     assert not any(parameter.any() for name, parameter in cmt.named_parameters() if name.endswith(".bias"))
 
 
-def test_bf16_gives_the_features_of_float32():
+@pytest.mark.parametrize("kind", ["free", "relative"])
+def test_bf16_gives_the_features_of_float32(kind):
     torch.manual_seed(0)
-    cmt, images = build_backbone("cmt_tiny", image_size=64).eval(), torch.randn(2, 3, 64, 96)
+    cmt = build_backbone("cmt_tiny", image_size=64, position_bias=kind).eval()
+    images = torch.randn(2, 3, 64, 96)
     with torch.no_grad():
         exact = cmt(images)
         with torch.autocast("cpu", torch.bfloat16):
             ours = cmt(images)
     assert (ours - exact).norm() / exact.norm() < 0.02
+
+
+COMPILED = """
+import torch
+from dino_ssl.models.backbone import build_backbone
+from dino_ssl.models.cmt import CMT_SIZES, CMTSize
+
+def images(*size):
+    return torch.linspace(-1, 1, 2 * 3 * size[0] * size[1]).sin().view(2, 3, *size)
+
+def passes(network):
+    features = network.train()(images(64, 64))
+    features.sin().sum().backward()
+    with torch.no_grad():
+        others = [network.eval()(images(32, 96)), network(images(64, 64))]
+    return [features.detach(), *others, *(parameter.grad for parameter in network.parameters())]
+
+CMT_SIZES["cmt_odd"] = CMTSize(5, (3, 6, 12, 24), (1, 1, 1, 1), 3.3)
+for kind in ("free", "relative"):
+    networks = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        networks.append(build_backbone("cmt_odd", image_size=64, position_bias=kind))
+    networks[1].compile(backend="eager", fullgraph=True)
+    torch.testing.assert_close(passes(networks[1]), passes(networks[0]), rtol=1e-4, atol=1e-5)
+"""
+
+
+def test_a_compiled_cmt_gives_the_same_features_and_gradients_at_every_size():
+    """In a process without the executed annotations, which PyTorch cannot compile; as graphs, which PyTorch runs."""
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", COMPILED], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
 
 
 @pytest.mark.parametrize("drop_path", [0.0, 0.5])
