@@ -1,7 +1,8 @@
 """`dino-ssl <command>`: find the command, call it, say how it went.
 
-Exit codes: 0 done, 1 failed, 2 usage or configuration (nothing was started), 3 diverged, 75 stopped by a signal and
-saved, to be run again (under Slurm this has been asked for), 130 interrupted, 143 stopped by SIGTERM and saved.
+Exit codes: 0 done, 1 failed, 2 usage or configuration (nothing was started), 3 diverged, 4 collapsed and
+`collapse.on_collapse` wants more than a warning, 75 stopped by a signal and saved, to be run again (under Slurm this
+has been asked for), 130 interrupted, 143 stopped by SIGTERM and saved.
 """
 
 import io
@@ -12,13 +13,14 @@ from importlib import import_module
 
 from dino_ssl import __version__
 from dino_ssl.config_schema import did_you_mean, nearest
-from dino_ssl.errors import DivergedError, RunError, Stopped, UsageError
+from dino_ssl.errors import RunError, Stopped, UsageError
 
 # Each is a module of `commands`, imported only when it is asked for: torch takes seconds.
 COMMANDS = {
     "pretrain": "train a backbone on images without labels",
     "finetune": "train a backbone with labels, from scratch or from a checkpoint",
     "stats": "look at a data set: numbers, broken and duplicate images, a picture of its crops",
+    "lr-range": "find the learning rates that a recipe bears, on its own images",
     "pack": "write a data set as tar shards",
     "attention": "draw where a network looks in photographs and videos",
     "collect": "take the results of evaluation jobs into a run's journal",
@@ -65,7 +67,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run_command(command: str, arguments: Sequence[str]) -> int:
     """Import the command, call it, and return its exit code."""
-    return answer(lambda: import_module(f"dino_ssl.commands.{command}").run(arguments), f"dino-ssl {command}")
+    return answer(
+        lambda: import_module(f"dino_ssl.commands.{command.replace('-', '_')}").run(arguments), f"dino-ssl {command}"
+    )
 
 
 def answer(call: Callable[[], object], program: str) -> int:
@@ -79,12 +83,9 @@ def answer(call: Callable[[], object], program: str) -> int:
     except UsageError as error:
         _complain(*error.problems, hint=f"nothing was started; `{program} --help` lists every knob")
         return 2
-    except DivergedError as error:
-        _complain(str(error), hint="the checkpoints before this are untouched")
-        return 3
     except RunError as error:
         _complain(str(error), hint="what was saved before is untouched")
-        return 1
+        return error.exit_code
     except Stopped as stopped:
         _complain(hint=f"stopped by {stopped}; the same command goes on from what was saved")
         return stopped.exit_code

@@ -11,6 +11,7 @@ from typing import Literal
 BiasKind = Literal["free", "relative"]
 Compat = Literal["none", "dino"]
 Device = Literal["auto", "cpu", "cuda"]
+OnCollapse = Literal["warn", "stop", "rewind"]
 OptimizerName = Literal["adamw", "sgd", "lars"]
 EvaluationName = Literal["knn", "linear"]
 GradientType = Literal["fp32", "bf16"]
@@ -206,6 +207,14 @@ class Evaluate:
 
 
 @dataclass(frozen=True)
+class Collapse:
+    """The sentinel: in every line of metrics.jsonl, statistics that tell collapse from learning."""
+
+    on_collapse: OnCollapse = "warn"
+    """warn: say so; stop: leave with exit code 4; rewind: to the last healthy checkpoint, at half the rate."""
+
+
+@dataclass(frozen=True)
 class Checkpoint:
     """Saving; a run started again in the same folder resumes from the last good checkpoint."""
 
@@ -275,3 +284,4 @@ class PretrainConfig(RunConfig):
     optim: Optim = field(default_factory=Optim)
     knn: Knn = field(default_factory=Knn)
     evaluate: Evaluate = field(default_factory=Evaluate)
+    collapse: Collapse = field(default_factory=Collapse)

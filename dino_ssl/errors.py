@@ -16,9 +16,19 @@ class UsageError(ValueError):
 class RunError(RuntimeError):
     """The run cannot go on; what was saved before is untouched (exit code 1)."""
 
+    exit_code = 1
+
 
 class DivergedError(RunError):
     """The loss or the weights are no longer finite (exit code 3)."""
+
+    exit_code = 3
+
+
+class CollapsedError(RunError):
+    """The networks have stopped to learn, and `collapse.on_collapse` wants more than a warning (exit code 4)."""
+
+    exit_code = 4
 
 
 class Stopped(SystemExit):

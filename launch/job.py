@@ -12,7 +12,7 @@ class TrainingJob:
     Attributes:
         config: RUN/config.yaml.
         command: pretrain, or finetune and its name.
-        is_link: of a chain, which has nothing to do once the run is done or has diverged.
+        is_link: of a chain, which has nothing to do once the run is done, has diverged or collapsed.
     """
 
     config: str
@@ -27,7 +27,7 @@ class TrainingJob:
         from dino_ssl.cli import main  # noqa: PLC0415  (imported here, so that unpickling cannot fail)
         from launch.run_files import last_stop  # noqa: PLC0415
 
-        if self.is_link and last_stop(Path(self.config).parent) in {"done", "diverged"}:
+        if self.is_link and last_stop(Path(self.config).parent) in {"done", "diverged", "collapsed"}:
             print("nothing left to do for this link of the chain")
             return
         code = main([*self.command.split(), self.config])

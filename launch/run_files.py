@@ -106,7 +106,7 @@ def records(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def last_stop(folder: Path) -> str | None:
-    """Why the newest start ended: done, requeued, stopped, interrupted, failed or diverged; None if it did not."""
+    """Why the newest start ended: done, requeued, stopped, interrupted, failed, diverged, collapsed; or None."""
     events = restarts(folder)
     return str(events[-1]["reason"]) if events and events[-1]["event"] == "stop" else None
 

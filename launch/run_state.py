@@ -12,7 +12,7 @@ from launch import queue, run_files
 from launch.queue import Queued
 
 # Ends after which nobody expects the run to go on by itself: what follows is no cost of running on a cluster.
-WAITS_FOR_A_PERSON = {"done", "failed", "diverged", "interrupted"}
+WAITS_FOR_A_PERSON = {"done", "failed", "diverged", "collapsed", "interrupted"}
 GOES_ON = {"queued", "starting", "running", "requeued"}
 """States from which a run gets to its end by itself."""
 
@@ -23,7 +23,7 @@ class RunState:
 
     Attributes:
         state: queued, starting, running, reporting, ending, silent, requeued, done, stopped, failed, diverged,
-            cancelled, lost, unknown, or what Slurm calls it.
+            collapsed, cancelled, lost, unknown, or what Slurm calls it.
         why: what is behind that, for people; may be empty.
         job: the newest that matters; None where the run was started without Slurm.
         knn, best_knn: accuracies in [0, 1].
@@ -147,7 +147,7 @@ def _out_of_queue(folder: Path, events: list[dict[str, Any]], end: str | None, j
 
 def _is_final(stop: dict[str, Any]) -> bool:
     """No later job, such as the last links of a chain, had anything to add."""
-    return stop["reason"] in {"done", "diverged"}
+    return stop["reason"] in {"done", "diverged", "collapsed"}
 
 
 def _text_of(events: list[dict[str, Any]]) -> str:

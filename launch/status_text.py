@@ -29,7 +29,7 @@ def status(folders: Sequence[Path], *, is_detailed: bool) -> str:
 
 def problems(states: Sequence[RunState]) -> list[str]:
     """A line for each run that ended badly."""
-    bad = [state for state in states if state.state in {"failed", "diverged", "lost"}]
+    bad = [state for state in states if state.state in {"failed", "diverged", "collapsed", "lost"}]
     return [f"{shown_path(state.folder)}: {state.why or state.state}" for state in bad]
 
 

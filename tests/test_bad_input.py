@@ -298,7 +298,7 @@ def test_a_loss_that_is_not_a_number_stops_the_run_and_saves_nothing_of_it(here:
     code, problems, hint = pretrain(f"{HUGE_STEPS} --optim.lr 1e30 --epochs 2")
     assert (code, len(problems)) == (3, 1)
     assert problems[0].startswith("the loss is nan at step 3; start anew in another --output-dir with a lower --optim")
-    assert hint == "the checkpoints before this are untouched"
+    assert hint == "what was saved before is untouched"
     assert not (here / "run/checkpoints").exists()
 
 

@@ -3,7 +3,7 @@
 Sizes: b images of this micro-batch, v views of one size, k prototypes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -153,7 +153,7 @@ class SelfDistillation:
         """What `look` needs of the steps before, on this rank, for a checkpoint."""
         return {"first_teacher": self.first_teacher, **self.observations.state_dict()}
 
-    def load_observations(self, state: dict[str, Any]) -> None:
+    def load_observations(self, state: Mapping[str, Any]) -> None:
         """Go on from `state_of_observations` of the same rank of as many."""
         self.first_teacher = state["first_teacher"]
         self.observations.load_state_dict({name: state[name] for name in state.keys() - {"first_teacher"}})

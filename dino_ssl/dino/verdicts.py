@@ -73,7 +73,7 @@ class Judge:
         """For a checkpoint, in plain types."""
         return {"sign": self.sign, "since": self.since, "verdict": self.verdict}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.sign, self.since, self.verdict = state["sign"], state["since"], state["verdict"]
 
 
@@ -82,7 +82,6 @@ class Settings:
     """The knobs that verdicts point to, as they are."""
 
     teacher_temperature: float
-    student_temperature: float
     center_momentum: float
     momentum: float
     lr: float

@@ -98,6 +98,7 @@ class Finetuning:
     """
 
     format = "dino-ssl/finetune/1"
+    sentinel = None
     advice = "start anew in another --output-dir with a lower --optim.lr, a longer warm-up, or --precision fp32"
 
     def __init__(
@@ -154,7 +155,10 @@ class Finetuning:
     def state(self) -> dict[str, Any]:
         return {"best": vars(self.best)}
 
-    def load(self, state: Mapping[str, Any]) -> None:
+    def state_of_rank(self) -> dict[str, Any]:
+        return {}
+
+    def load(self, state: Mapping[str, Any], of_rank: Mapping[str, Any] | None) -> None:
         sharding.load_module(self.network, state["model"])
         self.best = Best(**state["best"])
 

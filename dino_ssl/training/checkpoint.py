@@ -23,7 +23,7 @@ from dino_ssl.errors import RunError, UsageError
 
 NEWEST = "checkpoint.pth"
 """The original's name for the newest checkpoint."""
-_SAVED = "saved_steps"
+_SAVED, _SOUND = "saved_steps", "sound_step"
 _log = logging.getLogger("dino_ssl")
 
 
@@ -50,26 +50,31 @@ class CheckpointStore:
         self.keep_last = keep_last
         self.keep_every = keep_every
         self._saved: list[int] = []
+        self.sound_step: int | None = None
+        """Newest step that was saved as sound; its checkpoint stays, too."""
 
-    def save(self, state: dict[str, Any], step: int) -> Path:
+    def save(self, state: dict[str, Any], step: int, *, is_sound: bool = True) -> Path:
         """Write `state` as the checkpoint of `step`, point `checkpoint.pth` at it, delete what need not stay.
 
+        Args:
+            is_sound: one to go back to should the run fail later.
         Raises:
             RunError: the disk is full or refuses; every older checkpoint is as it was.
             TypeError: `state` holds something that `weights_only=True` would not load.
         """
         check_plain(state)
-        path = self.folder / f"checkpoint_{step:09d}.pth"
+        path = self._path(step)
         saved = [earlier for earlier in self._saved if earlier < step] + [step]
+        sound = step if is_sound else self.sound_step
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             # First, since the remains of a killed save may be what fills the disk.
             self._delete_temporaries()
-            _publish({**state, _SAVED: saved}, path)
+            _publish({**state, _SAVED: saved, _SOUND: sound}, path)
             link_or_copy(path, self.folder / NEWEST)
         except OSError as error:
             raise self._refusal(path, state, error) from error
-        self._saved = saved
+        self._saved, self.sound_step = saved, sound
         self._delete_surplus()
         return path
 
@@ -89,14 +94,36 @@ class CheckpointStore:
                 _log.warning("skipped a checkpoint: %s", error)
                 reasons.append(str(error))
                 continue
-            self._saved = state.pop(_SAVED, [])
-            return state, path
+            return self._taken(state), path
         if reasons:
             raise RunError(
                 f"no checkpoint in {self.folder} can be used:\n  " + "\n  ".join(reasons) + "\n"
                 "move that folder away to start from zero, or choose another output_dir"
             )
         return None
+
+    def load(self, step: int, map_location: str | torch.device = "cpu") -> tuple[dict[str, Any], Path]:
+        """The checkpoint of `step` and its file.
+
+        Raises:
+            RunError: it is damaged, or not there.
+        """
+        path = self._path(step)
+        return self._taken(_read(path, map_location)), path
+
+    def delete_after(self, step: int) -> None:
+        """Delete the checkpoints of later steps: a run that went back to `step` takes others."""
+        for later, path in self._numbered().items():
+            if later > step:
+                sidecar(path).unlink(missing_ok=True)
+                path.unlink(missing_ok=True)
+
+    def _taken(self, state: dict[str, Any]) -> dict[str, Any]:
+        self._saved, self.sound_step = state.pop(_SAVED, []), state.pop(_SOUND, None)
+        return state
+
+    def _path(self, step: int) -> Path:
+        return self.folder / f"checkpoint_{step:09d}.pth"
 
     def _numbered(self) -> dict[int, Path]:
         matches = ((re.fullmatch(r"checkpoint_(\d+)\.pth", p.name), p) for p in self.folder.glob("*.pth"))
@@ -115,7 +142,7 @@ class CheckpointStore:
             path.unlink(missing_ok=True)
 
     def _delete_surplus(self) -> None:
-        stay = set(self._saved[-self.keep_last :])
+        stay = {*self._saved[-self.keep_last :], self.sound_step}
         if self.keep_every:
             stay.update(self._saved[self.keep_every - 1 :: self.keep_every])
         there = self._numbered()

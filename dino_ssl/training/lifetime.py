@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dino_ssl.durable import naming
-from dino_ssl.errors import DivergedError, Stopped, UsageError
+from dino_ssl.errors import CollapsedError, DivergedError, Stopped, UsageError
 from dino_ssl.training import distributed, requeue, signals
 from dino_ssl.training.folder_lock import FolderLock
 from dino_ssl.training.heartbeat import Heartbeat
@@ -118,7 +118,9 @@ def _ending(error: BaseException) -> tuple[str, int, str]:
         case KeyboardInterrupt():
             return "interrupted", 130, "interrupted"
         case DivergedError():
-            return "diverged", 3, str(error)
+            return "diverged", error.exit_code, str(error)
+        case CollapsedError():
+            return "collapsed", error.exit_code, str(error)
         case _:
             return "failed", 1, f"{type(error).__name__}: {error}"
 

@@ -1,5 +1,6 @@
 """The loop: one optimizer step on one screen."""
 
+import logging
 import math
 from collections.abc import Callable, Iterator
 from typing import TypeVar
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from dino_ssl.config import RunConfig
 from dino_ssl.data.loader import Batch
-from dino_ssl.errors import DivergedError, RunError, Stopped
+from dino_ssl.errors import CollapsedError, DivergedError, RunError, Stopped
 from dino_ssl.training import distributed, requeue, sharding, signals
 from dino_ssl.training.checkpoint import NEWEST
 from dino_ssl.training.lifetime import failures_recorded, held, recorded
@@ -21,6 +22,7 @@ from dino_ssl.training.task import R
 
 C = TypeVar("C", bound=RunConfig)
 T = TypeVar("T")
+logger = logging.getLogger("dino_ssl")
 
 
 def train_to_the_end(config: C, prepare: Callable[[C, torch.device], Run[R]], report: Callable[[Run[R]], T]) -> T:
@@ -30,6 +32,7 @@ def train_to_the_end(config: C, prepare: Callable[[C, torch.device], Run[R]], re
         UsageError: something in the configuration or the input is wrong; nothing was started.
         RunError: the run cannot go on; earlier checkpoints are untouched.
         DivergedError: the loss or the weights are no longer finite.
+        CollapsedError: the networks have stopped to learn, and `collapse.on_collapse` wants more than a warning.
         Stopped: a signal came, and everything is saved.
     """
     with signals.listening(requeue.leave_at_once), failures_recorded(config.output_dir):
@@ -52,7 +55,39 @@ def train(run: Run[R]) -> None:
     if run.saved_step == run.step:
         run.task.after_save(run.moment(), run.store.folder / NEWEST)  # killed after a save, perhaps before this
     stop = distributed.LargestOfAll()
-    parts = run.micro_batches(workers(run.config, run.device)) if not run.is_over() else iter(())
+    while not run.is_over():
+        collapse = _collapse_of(run, stop)
+        if collapse is not None:
+            rewind(run, collapse)
+
+
+def _collapse_of(run: Run[R], stop: distributed.LargestOfAll) -> CollapsedError | None:
+    """Take every step that is left, or those until the run collapses."""
+    try:
+        take_steps(run, stop)
+    except CollapsedError as error:
+        return error.with_traceback(None)  # which would hold the batches of the loop that it left
+    return None
+
+
+def rewind(run: Run[R], collapse: CollapsedError) -> None:
+    """Go on from the last healthy checkpoint, if that is asked for and was not tried too often.
+
+    Raises:
+        CollapsedError: `collapse`, otherwise.
+    """
+    sentinel = run.task.sentinel
+    assert sentinel is not None
+    rewinds = sentinel.rewinds + 1
+    if not sentinel.may_rewind or not run.rewind():
+        raise collapse
+    sentinel.rewinds = rewinds
+    logger.warning("%s\nback at step %d, at %g of the learning rate", collapse, run.step, sentinel.rate)
+
+
+def take_steps(run: Run[R], stop: distributed.LargestOfAll) -> None:
+    """Take every step that is left."""
+    parts = run.micro_batches(workers(run.config, run.device))
     while not run.is_over():
         now = run.task.begin_step(run.step)
         loss = accumulate_gradients(run, parts, now)
@@ -147,10 +182,15 @@ def log(run: Run[R], now: R) -> None:
 
     Raises:
         DivergedError: the loss is not finite; every rank sees the same mean, so all stop together.
+        CollapsedError: as `Sentinel.weigh`.
     """
-    loss = run.journal.log(run.step, run.step / run.task.steps_per_epoch, now.numbers())
+    sentinel = run.task.sentinel
+    watched = sentinel.look() if sentinel else {}
+    loss = run.journal.log(run.step, run.step / run.task.steps_per_epoch, {**now.numbers(), **watched})
     if not math.isfinite(loss):
         raise DivergedError(f"the loss is {loss} at step {run.step}; {run.task.advice}")
+    if sentinel:
+        sentinel.weigh(run.step, run.journal.latest)
 
 
 def check_weights(run: Run[R]) -> None:

@@ -39,6 +39,7 @@ FREE_TO_CHANGE = (
     "parallel.sharding",
     "parallel.bucket_mb",
     "knn.",
+    "collapse.",
     "checkpoint.",
     "log.",
 )

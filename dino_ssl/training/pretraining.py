@@ -1,6 +1,7 @@
 """Pretraining with DINO: what the loop trains, measures and saves there."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from dino_ssl.training.optim import (
 from dino_ssl.training.plan import DinoRates, make_plan
 from dino_ssl.training.prepare import Input, open_run
 from dino_ssl.training.run import Run
+from dino_ssl.training.sentinel import Sentinel
 from dino_ssl.training.task import Moment
 
 
@@ -40,6 +42,7 @@ def pretrain(config: PretrainConfig) -> Report:
         UsageError: something in the configuration or the input is wrong; nothing was started.
         RunError: the run cannot go on; earlier checkpoints are untouched.
         DivergedError: the loss or the weights are no longer finite.
+        CollapsedError: the networks have stopped to learn, and `collapse.on_collapse` wants more than a warning.
         Stopped: a signal came, and everything is saved.
     """
     return train_to_the_end(config, prepare, _report)
@@ -87,6 +90,10 @@ class Pretraining:
         self.network: nn.Module = self.method.student
         self.parallel: nn.Module = self.method.parallel_student
         self.crops = build_crops(config)
+        self.sentinel = Sentinel(
+            config, self.method, total_steps=self.total_steps,
+            warmup_steps=round(config.optim.warmup_epochs * self.steps_per_epoch),
+        )  # fmt: skip
         # Ranks differ in their drop path masks; in the original they are alike.
         torch.manual_seed(config.seed + (0 if config.compat == "dino" else distributed.rank()))
 
@@ -104,6 +111,7 @@ class Pretraining:
 
     def begin_step(self, step: int) -> DinoRates:
         now = self.plan.at(step)
+        now = replace(now, lr=now.lr * self.sentinel.rate)
         set_rates(self.optimizer, lr=now.lr, weight_decay=now.weight_decay)
         return now
 
@@ -139,13 +147,21 @@ class Pretraining:
         """Under the names of the original."""
         model = self.config.model
         flags = {"arch": model.name, "patch_size": model.patch_size, "out_dim": self.config.head.prototypes}
-        return {"args": flags, "dino_loss": self.method.center.state_dict()}
+        center, collapse = self.method.center.state_dict(), self.sentinel.state_dict()
+        return {"args": flags, "dino_loss": center, "collapse": collapse}
 
-    def load(self, state: Mapping[str, Any]) -> None:
+    def state_of_rank(self) -> dict[str, Any]:
+        return self.method.state_of_observations()
+
+    def load(self, state: Mapping[str, Any], of_rank: Mapping[str, Any] | None) -> None:
         student = {name.removeprefix("module."): value for name, value in state["student"].items()}
         sharding.load_module(self.method.student, student)
         sharding.load_module(self.method.teacher, state["teacher"])
         self.method.center.load_state_dict(state["dino_loss"])
+        if "collapse" in state:  # checkpoints of older versions have none
+            self.sentinel.load_state_dict(state["collapse"])
+        if of_rank is not None:
+            self.method.load_observations(of_rank)
 
     def end_epoch(self, moment: Moment, journal: Journal) -> None:
         """k-NN of the teacher if it is due, and what evaluation jobs have found meanwhile."""

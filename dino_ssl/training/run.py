@@ -99,15 +99,17 @@ class Run(Generic[R]):
     def save(self) -> None:
         """Write a checkpoint; a collective, of which rank 0 writes the file."""
         began = time.monotonic()
-        rng = distributed.gather(capture_rng())
+        ranks = distributed.gather({"rng": capture_rng(), "task": self.task.state_of_rank()})
         weights = sharding.whole({**self.task.weights(), "optimizer": self.task.optimizer.state_dict()})
         if distributed.is_main():
             with ctrl_c_waits():
-                self.store.save({**weights, **self._state(rng)}, self.step)
+                sentinel = self.task.sentinel
+                is_sound = sentinel is None or sentinel.sees_nothing
+                self.store.save({**weights, **self._state(ranks)}, self.step, is_sound=is_sound)
         distributed.barrier()
         self.saved_step, self.seconds_of_save = self.step, time.monotonic() - began
 
-    def _state(self, rng: list[dict[str, Any]]) -> dict[str, Any]:
+    def _state(self, ranks: list[dict[str, Any]]) -> dict[str, Any]:
         """The task's own, then what exact resuming needs."""
         return {
             "epoch": self.epoch,
@@ -118,7 +120,8 @@ class Run(Generic[R]):
             "step": self.step,
             "config": to_dict(self.config),
             "data": {"fingerprint": self.fingerprint, "num_images": len(self.source)},
-            "rng": rng,
+            "rng": [rank["rng"] for rank in ranks],
+            "task_of_ranks": [rank["task"] for rank in ranks],
             "journal": self.journal.state_dict(),
         }
 
@@ -129,7 +132,28 @@ class Run(Generic[R]):
             return
         state, path = found
         self._check_fits(state, path)
-        self.task.load(state)
+        self._take(state, path)
+        logger.info("resumed at step %d of %d from %s", self.step, self.task.total_steps, path)
+
+    def rewind(self) -> bool:
+        """Go back to the newest checkpoint that was saved as sound, and delete those after it; False without one.
+
+        A collective. The lines of the journal after it are dropped as well.
+        """
+        step = distributed.broadcast(self.store.sound_step)
+        if step is None:
+            return False
+        self._take(*self.store.load(step))
+        distributed.barrier()
+        if distributed.is_main():
+            self.store.delete_after(step)
+        return True
+
+    def _take(self, state: dict[str, Any], path: Path) -> None:
+        # Checkpoints of older versions have none.
+        of_ranks = state.get("task_of_ranks", [])
+        as_many = len(of_ranks) == distributed.world_size()
+        self.task.load(state, of_ranks[distributed.rank()] if as_many else None)
         sharding.load_optimizer(self.task.optimizer, state["optimizer"])
         self.scaler.load_state_dict(state["fp16_scaler"])
         self.step = self.saved_step = state["step"]
@@ -139,7 +163,6 @@ class Run(Generic[R]):
         if distributed.is_main():
             # A kill between a checkpoint and its second name, or damage, leaves that name to another.
             also_name(path, self.store.folder / NEWEST)
-        logger.info("resumed at step %d of %d from %s", self.step, self.task.total_steps, path)
 
     def _check_fits(self, state: dict[str, Any], path: Path) -> None:
         if state.get("format") != self.task.format:

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from dino_ssl.data.crops import MultiCrop
 from dino_ssl.data.loader import Batch
 from dino_ssl.training.journal import Journal
+from dino_ssl.training.sentinel import Sentinel
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,10 @@ class Task(Protocol[R]):
     @property
     def total_steps(self) -> int: ...
 
+    @property
+    def sentinel(self) -> Sentinel | None:
+        """Watches for collapse, where there is something to watch."""
+
     def begin_step(self, step: int) -> R:
         """Set the optimizer's rates, and say what holds in this step."""
 
@@ -90,8 +95,11 @@ class Task(Protocol[R]):
     def state(self) -> dict[str, Any]:
         """What else its checkpoints hold, in plain types and whole tensors."""
 
-    def load(self, state: Mapping[str, Any]) -> None:
-        """Take back `weights` and `state`."""
+    def state_of_rank(self) -> dict[str, Any]:
+        """What else a resume needs that each rank has for itself."""
+
+    def load(self, state: Mapping[str, Any], of_rank: Mapping[str, Any] | None) -> None:
+        """Take back `weights` and `state`, and where the run goes on with as many ranks `state_of_rank`."""
 
     def end_epoch(self, moment: Moment, journal: Journal) -> None:
         """Measure what is due; a collective."""

@@ -23,7 +23,7 @@ CASES = [
     (FLAT, "dimensional collapse"), (SAME_TEACHER, "stalled"), (SAME_STUDENT, "stalled"),
 ]  # fmt: skip
 SETTINGS = Settings(
-    teacher_temperature=0.04, student_temperature=0.1, center_momentum=0.9, momentum=0.996, lr=5e-4, batch_size=512,
+    teacher_temperature=0.04, center_momentum=0.9, momentum=0.996, lr=5e-4, batch_size=512,
     bottleneck_dim=256, total_steps=10_000,
 )  # fmt: skip
 
