@@ -208,10 +208,10 @@ class Evaluate:
 
 @dataclass(frozen=True)
 class Collapse:
-    """The sentinel: in every line of metrics.jsonl, statistics that tell collapse from learning."""
+    """The sentinel, whose statistics are in metrics.jsonl."""
 
     on_collapse: OnCollapse = "warn"
-    """warn: say so; stop: leave with exit code 4; rewind: to the last healthy checkpoint, at half the rate."""
+    """warn; stop: exit code 4; rewind: to the last healthy checkpoint, at half the rate."""
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,8 @@
     python -m eval.collapse [--output-dir DIR]
 
 Four trainings on 1,437 digits, a minute each on one core, and collapse.png. To reach: the behaviour of
-arXiv:2104.14294, figure 7. Centering alone: entropy to ln K, KL to 0. Sharpening alone: entropy to 0, KL to 0. Neither: KL to 0. Both:
-entropy between the two, KL above 0.
+arXiv:2104.14294, figure 7. Centering alone: entropy to ln K, KL to 0. Sharpening alone: entropy to 0, KL to 0.
+Neither: KL to 0. Both: entropy between the two, KL above 0.
 """
 
 import math

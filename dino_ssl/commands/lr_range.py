@@ -82,9 +82,8 @@ def _report(config: "PretrainConfig", found: "Sweep") -> None:
         else:
             print(f"{name:<18}{rate:.2g}, that is optim.lr={rate / scaled_learning_rate(1.0, config.batch_size):.2g}")
     print(f"{'now':<18}{present:.2g}, that is optim.lr={config.optim.lr:.2g}")
-    print(
-        f"the optimizer's rate is optim.lr * batch_size / 256: the same optim.lr suits other batches\npicture  {picture}"
-    )
+    print("the optimizer's rate is optim.lr * batch_size / 256: the same optim.lr suits other batches")
+    print(f"picture  {picture}")
 
 
 def _numbers(config: "PretrainConfig", found: "Sweep") -> dict[str, Any]:
