@@ -114,7 +114,7 @@ def state_after(config: PretrainConfig, step: int) -> dict[str, Any]:
     assert state.pop("step") == step
     # Nothing here draws from the generators of python and numpy, which begin anywhere.
     state["rng"] = [rank["torch"] for rank in state["rng"]]
-    del state["config"], state["saved_steps"]
+    del state["config"], state["saved_steps"], state["sound_step"]
     return state
 
 
