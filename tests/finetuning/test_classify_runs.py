@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from dino_ssl.cli import main
 from dino_ssl.config_finetune import ClassifyConfig
+from dino_ssl.config_flags import configure
 from dino_ssl.config_kinds import CLASSIFY
 from dino_ssl.config_yaml import from_dict, load_config, write_config
 from dino_ssl.errors import UsageError
@@ -26,6 +27,7 @@ from dino_ssl.training.run import Run
 from tests.training import small_runs
 
 CPU = torch.device("cpu")
+RECIPES = Path(__file__).parents[2] / "launch" / "recipes" / "classify"
 LAYER_DECAY = 0.5
 
 
@@ -263,6 +265,12 @@ def test_the_command_says_what_it_wants(tmp_path, capsys, monkeypatch):
     for part in ("--crops.size", "model.name is not set", "optim.decay_epochs"):
         assert part in said
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_recipes_are_sound():
+    for recipe in sorted(RECIPES.glob("*.yaml")):
+        config, _ = configure([str(recipe), "--model.name", "resnet18"], CLASSIFY)
+        assert config.data, recipe
 
 
 def test_every_knob_of_the_written_configuration_is_read_again(tmp_path, images):
