@@ -7,6 +7,8 @@ from dino_ssl.config import PretrainConfig, RunConfig
 from dino_ssl.config_checks import check
 from dino_ssl.config_distill import DistillConfig
 from dino_ssl.config_distill_checks import check_distill
+from dino_ssl.config_faces import ArcfaceConfig, AskdConfig
+from dino_ssl.config_faces_checks import check_arcface, check_askd
 from dino_ssl.config_finetune import ClassifyConfig
 from dino_ssl.config_finetune_checks import check_classify
 from dino_ssl.config_schema import Kind, did_you_mean, nearest
@@ -16,7 +18,9 @@ from dino_ssl.original_flags import REPLACEMENTS, WITHOUT_EFFECT
 PRETRAIN = Kind("pretrain", PretrainConfig, check, REPLACEMENTS, WITHOUT_EFFECT, has_presets=True)
 CLASSIFY = Kind("finetune classify", ClassifyConfig, check_classify)
 DISTILL = Kind("finetune distill", DistillConfig, check_distill)
-FINETUNES: dict[str, Kind[Any]] = {"classify": CLASSIFY, "distill": DISTILL}
+ARCFACE = Kind("finetune arcface", ArcfaceConfig, check_arcface)
+ASKD = Kind("finetune askd", AskdConfig, check_askd)
+FINETUNES: dict[str, Kind[Any]] = {"classify": CLASSIFY, "distill": DISTILL, "arcface": ARCFACE, "askd": ASKD}
 """By the word after `dino-ssl finetune`."""
 KINDS: tuple[Kind[Any], ...] = (PRETRAIN, *FINETUNES.values())
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from dino_ssl.config_distill import DistillConfig
+from dino_ssl.config_faces import ArcfaceConfig, AskdConfig
 from dino_ssl.config_flags import configure
 from dino_ssl.config_help import training_help
 from dino_ssl.config_kinds import kind_in
@@ -22,6 +23,8 @@ usage: dino-ssl finetune RECIPE_NAME ...
 
   classify  a backbone and a classifier with labels, from scratch or from a checkpoint
   distill   a small network with labels and with what a frozen, larger one says and sees (ReviewKD, KD, ...)
+  arcface   an embedding of faces with an angular margin over identities (ArcFace, CosFace, Partial FC)
+  askd      the same for images of few pixels, taught by a network that sees all of them (A-SKD, F-SKD)
 
 dino-ssl finetune classify --help lists every knob. For example:
   dino-ssl finetune classify --data photos/ --model.weights runs/pretrain --output-dir runs/photos
@@ -57,6 +60,14 @@ def _train(kind: Kind[Any], arguments: Sequence[str]) -> None:
             from dino_ssl.finetuning.distill import distill  # noqa: PLC0415
 
             _report(distill(config))
+        elif isinstance(config, AskdConfig):
+            from dino_ssl.finetuning.askd import askd  # noqa: PLC0415
+
+            _report(askd(config))
+        elif isinstance(config, ArcfaceConfig):
+            from dino_ssl.finetuning.arcface import arcface  # noqa: PLC0415
+
+            _report(arcface(config))
         else:
             from dino_ssl.finetuning.classify import classify  # noqa: PLC0415
 

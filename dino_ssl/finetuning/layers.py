@@ -6,10 +6,9 @@ from typing import Any
 
 from torch import nn
 
-from dino_ssl.training import sharding
 from dino_ssl.training.optim import is_plain
 
-BACKBONE = "backbone."
+BACKBONE, CLASSES = "backbone.", "classes."
 BLOCK = re.compile(r"(?:stages|layers)\.\d+\.blocks\.\d+\.|blocks\.\d+\.(?:\d+\.)?|layer\d+\.\d+\.|s\d+\.b\d+\.")
 """First part of a parameter's name in a block: `blocks.3.`, `layer1.0.`, `stages.0.blocks.2.`, `s1.b2.`."""
 
@@ -37,7 +36,8 @@ def layerwise_groups(network: nn.Module, layer_decay: float) -> list[dict[str, A
     """Trainable parameters of every layer, first those that weight decay touches, then the rest.
 
     Each group has the factor of its learning rate, `lr_scale` = layer_decay ** (head - layer), and `is_decayed`.
-    Weights of which ranks hold a part each are apart from whole ones: PyTorch cannot update both together.
+    The centres of `network.classes` are apart, on one process, too: of several each holds a part of them, and PyTorch
+    cannot update parts and whole weights together.
 
     Source: Clark et al., arXiv:2003.10555; BEiT, arXiv:2106.08254.
     """
@@ -45,10 +45,11 @@ def layerwise_groups(network: nn.Module, layer_decay: float) -> list[dict[str, A
     named = [(name, p) for name, p in network.named_parameters() if p.requires_grad]
     groups = []
     for layer in sorted({layers[name] for name, _ in named}):
-        for is_decayed, is_part in product((True, False), repeat=2):
+        for is_decayed, is_shared_out in product((True, False), repeat=2):
             inside = [
                 p for name, p in named
-                if layers[name] == layer and is_plain(name, p) != is_decayed and sharding.is_part(p) == is_part
+                if layers[name] == layer and is_plain(name, p) != is_decayed
+                and name.startswith(CLASSES) == is_shared_out
             ]  # fmt: skip
             scale = layer_decay ** (head - layer)
             groups.append({"params": inside, "weight_decay": 0.0, "lr_scale": scale, "is_decayed": is_decayed})

@@ -9,6 +9,7 @@ from torch import nn
 
 from dino_ssl.config_finetune import FinetuneConfig, View
 from dino_ssl.models.backbone import build_backbone, check_crop_sizes
+from dino_ssl.models.necks import EmbeddingNetwork
 from dino_ssl.models.weight_plans import IMAGENET_MEAN, IMAGENET_STD
 from dino_ssl.models.weights import Loaded, load
 
@@ -56,7 +57,8 @@ def _from_weights(config: C) -> tuple[C, nn.Module]:
         drop_path=config.model.drop_path,
     )
     encoder = loaded.encoder
-    backbone = encoder.backbone
+    # A neck belongs to what it was trained for.
+    backbone = encoder.backbone.backbone if isinstance(encoder.backbone, EmbeddingNetwork) else encoder.backbone
     assert isinstance(backbone, nn.Module)
     model = replace(config.model, **_knobs_of(loaded))
     config = _with_pixels(replace(config, model=model), encoder.mean, encoder.std)

@@ -60,7 +60,7 @@ class Neck(nn.Module):
 class EmbeddingNetwork(nn.Module):
     """A backbone and a neck; it meets the contract of a backbone itself, and what it gives is the embedding.
 
-    Of the embedding together with stages the backbone runs twice.
+    The neck is its `head`. Of the embedding together with stages the backbone runs twice.
 
     Args:
         image_size: side of the images of which `flatten` sees the grid, pixels.
@@ -73,7 +73,7 @@ class EmbeddingNetwork(nn.Module):
         inner = cast(Backbone, backbone)
         side = -(-image_size // inner.patch_size)
         self.backbone = backbone
-        self.neck = Neck(kind, inner.embed_dim, embed_dim, grid=(side, side), dropout=dropout)
+        self.head = Neck(kind, inner.embed_dim, embed_dim, grid=(side, side), dropout=dropout)
         self.embed_dim = embed_dim
         self.num_blocks, self.num_attention_blocks = inner.num_blocks, inner.num_attention_blocks
         self.patch_size, self.stage_dims = inner.patch_size, inner.stage_dims
@@ -84,7 +84,7 @@ class EmbeddingNetwork(nn.Module):
 
     def forward(self, images: Float[Tensor, "b c x y"]) -> Float[Tensor, "b e"]:
         """Not normalised: its length says how sure the network is of a face."""
-        embedding: Tensor = self.neck(self.inner.last_blocks(images, 1)[0])
+        embedding: Tensor = self.head(self.inner.last_blocks(images, 1)[0])
         return embedding
 
     def patch_features(self, images: Float[Tensor, "b c x y"]) -> Float[Tensor, "b d h w"]:

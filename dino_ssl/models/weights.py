@@ -16,6 +16,7 @@ from dino_ssl.models.timm_adapter import TimmBackbone
 from dino_ssl.models.vit import VisionTransformer
 from dino_ssl.models.weight_files import WeightFile, read_weight_file
 from dino_ssl.models.weight_keys import Network, Tensors, groups, may_be_left_out, network_in, trained_grid
+from dino_ssl.models.weight_necks import with_neck
 from dino_ssl.models.weight_plans import Images, Plan, plan_for
 
 LEAST_MATCHED = 0.95
@@ -81,9 +82,9 @@ def load(
     """
     file = read_weight_file(path)
     network = network_in(file.content, key, file.path)
-    plan = plan_for(file, network, arch)
-    backbone = _built(plan, network, drop_path).eval().requires_grad_(False)
-    used, report = _fill(backbone, network, file.path)
+    plan, whole = with_neck(plan_for(file, network, arch), network, file)
+    backbone = _built(plan, whole, drop_path).eval().requires_grad_(False)
+    used, report = _fill(backbone, whole, file.path)
     images = replace(plan.images, size=size or plan.images.size, center_crop=center_crop or plan.images.center_crop)
     _check_patches(backbone, patch_size, file.path)
     _check_size(backbone, images)

@@ -127,7 +127,7 @@ def test_every_backbone_takes_every_neck_and_meets_the_contract_with_it(name, ki
     network = EmbeddingNetwork(backbone, kind, embed_dim=16, image_size=64).eval()
     images = torch.randn(2, 3, 64, 64)
     assert isinstance(network, Backbone) and network(images).shape == (2, network.embed_dim) == (2, 16)
-    torch.testing.assert_close(network(images), network.neck(backbone.last_blocks(images, 1)[0]))
+    torch.testing.assert_close(network(images), network.head(backbone.last_blocks(images, 1)[0]))
     torch.testing.assert_close(network.patch_features(images), backbone.patch_features(images))
     pooled, stages = network.pooled_and_stages(images)
     torch.testing.assert_close((pooled, stages), (network(images), backbone.stage_features(images)))
