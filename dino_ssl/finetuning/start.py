@@ -9,6 +9,7 @@ from torch import nn
 
 from dino_ssl.config_finetune import FinetuneConfig, View
 from dino_ssl.models.backbone import build_backbone, check_crop_sizes
+from dino_ssl.models.cmt_keys import cmt_options
 from dino_ssl.models.necks import EmbeddingNetwork
 from dino_ssl.models.weight_plans import IMAGENET_MEAN, IMAGENET_STD
 from dino_ssl.models.weights import Loaded, load
@@ -75,6 +76,7 @@ def _knobs_of(loaded: Loaded) -> dict[str, Any]:
         # Of ViTs without the patch size, which is a knob of its own.
         "name": name if name.startswith("timm/") else name.partition("/")[0],
         "patch_size": loaded.encoder.backbone.patch_size,
+        "position_bias": (cmt_options(loaded.tensors) or {}).get("position_bias", "free"),
     }
 
 

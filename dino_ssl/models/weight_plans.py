@@ -96,14 +96,17 @@ def _by_our_configuration(file: WeightFile, network: Network, arch: str | None) 
         size, center_crop = _evaluated_at(config)
         _check_sizes(size, model["patch_size"])
         _check_agreement(arch, model["name"], file.path)
-        build = _vit_as_stored(model, network, file.path) or partial(
-            build_backbone,
-            model["name"],
-            image_size=size,
-            patch_size=model["patch_size"],
-            position_bias=model.get("position_bias", "free"),  # runs of before there was a choice have none
-            small_stem=model["small_stem"],
-            in_chans=len(crops["mean"]),
+        build = (
+            _vit_as_stored(model, network, file.path)
+            or _cmt_as_stored(model, network)
+            or partial(
+                build_backbone,
+                model["name"],
+                image_size=size,
+                patch_size=model["patch_size"],
+                small_stem=model["small_stem"],
+                in_chans=len(crops["mean"]),
+            )
         )
         images = _images(size, center_crop, crops["mean"], crops["std"])
     except (KeyError, TypeError, ValueError) as error:
@@ -123,6 +126,15 @@ def _vit_as_stored(model: dict[str, Any], network: Network, path: Path) -> Calla
         dim, depth, heads = VIT_SIZES[model["name"]]
         options = {**options, "embed_dim": dim, "depth": depth, "num_heads": heads}
     return partial(VisionTransformer, **options)
+
+
+def _cmt_as_stored(model: dict[str, Any], network: Network) -> Callable[..., nn.Module] | None:
+    """Of a CMT: a fine-tuned one may come from a file that was made for another size."""
+    if model["name"] not in CMT_SIZES or (options := cmt_options(network.tensors)) is None:
+        return None
+    if model["small_stem"]:
+        options |= {"image_size": options["image_size"] // 2, "small_stem": True}
+    return partial(build_backbone, model["name"], **options)
 
 
 def _evaluated_at(config: dict[str, Any]) -> tuple[int, float]:

@@ -19,6 +19,7 @@ from dino_ssl.errors import UsageError
 from dino_ssl.finetuning.classify import classify, prepare
 from dino_ssl.finetuning.layers import layer_of_parameters
 from dino_ssl.finetuning.task import FinetuneRates, Finetuning
+from dino_ssl.models.backbone import build_backbone
 from dino_ssl.models.weights import load, load_encoder
 from dino_ssl.training.journal import read_metrics
 from dino_ssl.training.loop import train
@@ -228,6 +229,24 @@ def test_a_run_starts_from_the_teacher_of_a_pretraining(tmp_path, images):
     assert prepare(config, CPU).config == run.config
     with pytest.raises(UsageError, match=r"crops\.mean: "):
         prepare(replace(config, crops=replace(config.crops, mean=(0.5,) * 3, std=(0.5,) * 3)), CPU)
+
+
+@pytest.mark.parametrize("kind", ["free", "relative"])
+def test_a_cmt_that_was_made_for_another_size_is_fine_tuned_and_read_again(tmp_path, images, kind):
+    torch.manual_seed(0)
+    bare = build_backbone("cmt_micro", image_size=64, position_bias=kind)
+    torch.save(bare.state_dict(), tmp_path / "bare.pth")
+    model = {"name": "", "weights": str(tmp_path / "bare.pth")}
+    config = a_config(tmp_path, images, model=model, crops={"size": 32, "mean": [], "std": []}, steps=2)
+    run = prepare(config, CPU)
+    begin(run)
+    with run.journal:
+        train(run)
+    assert (run.config.model.name, run.config.model.position_bias) == ("cmt_micro", kind)
+    again = load_encoder(config.output_dir)
+    assert again.size == 32 and again.backbone.image_size == 64
+    ones, trained = torch.ones(1, 3, 32, 32), run.task.network.eval().backbone
+    torch.testing.assert_close(again.backbone(ones), trained(ones))
 
 
 def test_what_is_missing_or_contradicts_is_named(tmp_path, images):
