@@ -10,9 +10,12 @@ from jaxtyping import Shaped, UInt8
 
 from dino_ssl.data import unpickling
 from dino_ssl.data.pixels import Pixels, checked, read_arrays
+from dino_ssl.data.synthetic_faces import SyntheticFaces, open_synthetic_faces
 from dino_ssl.errors import UsageError
 
-NAMES = ("digits", "cifar10", "cifar100", "fashion_mnist")
+NAMES = ("digits", "cifar10", "cifar100", "fashion_mnist", "synthetic_faces")
+OPEN_SETS = ("synthetic_faces",)
+"""Whose test split has other classes than the train split: no classifier can be tested on it."""
 DIGITS_TRAIN = 1437
 """Digits that are trained on; the last 360 are held out."""
 FASHION_CLASSES = (
@@ -33,7 +36,7 @@ class Layout:
     """(folder, split, name) -> images."""
 
 
-def open_named(name: str, split: str, root: Path) -> Pixels:
+def open_named(name: str, split: str, root: Path) -> Pixels | SyntheticFaces:
     """Open the train or the test split of a data set of `NAMES`.
 
     Raises:
@@ -41,6 +44,8 @@ def open_named(name: str, split: str, root: Path) -> Pixels:
     """
     if name == "digits":
         return _read_digits(split)
+    if name == "synthetic_faces":
+        return open_synthetic_faces(split)
     for layout in _LAYOUTS[name]:
         if (root / layout.folder / layout.marker).is_file():
             return layout.read(root / layout.folder, split, f"{name}:{split}")

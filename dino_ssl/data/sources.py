@@ -1,6 +1,7 @@
 """SOURCE, as it is written after --data, to images: a name, a folder, class folders, arrays, a list or shards.
 
     digits, cifar10, cifar100, fashion_mnist   a known name: its train split; or cifar10:test
+    synthetic_faces                            drawn faces of 64 people; synthetic_faces:test has 32 others
     photos                                     all images below; class folders become labels
     imagenet                                   with train/ and val/ (or test/): its train/; or imagenet:val
     arrays                                     x_train.npy, y_train.npy, x_test.npy, ...; or arrays:test
@@ -31,7 +32,7 @@ from dino_ssl.data.faces import Records, read_records
 from dino_ssl.data.folders import Files, read_folder
 from dino_ssl.data.hugging_face import PREFIX as HUGGING_FACE
 from dino_ssl.data.hugging_face import open_hugging_face, test_split_of
-from dino_ssl.data.named import NAMES, layout_at, open_named
+from dino_ssl.data.named import NAMES, OPEN_SETS, layout_at, open_named
 from dino_ssl.data.parquet import read_parquet
 from dino_ssl.data.pixels import Pixels, read_arrays
 from dino_ssl.data.tables import SUFFIXES, read_list
@@ -152,7 +153,7 @@ def test_source_of(spec: str) -> str | None:
         return test_split_of(spec)
     place, split = _parse(spec)
     path = _path(place)
-    if split in HELD_OUT:
+    if split in HELD_OUT or place in OPEN_SETS:
         return None
     if place in NAMES or _is_data_set(path):
         # Arrays may come without a test split; every other data set is known to have one.
