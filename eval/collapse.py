@@ -35,8 +35,7 @@ PANELS = {"collapse/teacher_entropy": "entropy of the teacher (nats)", "collapse
 def main(arguments: Sequence[str]) -> None:
     """Train, draw, print."""
     parser = Parser(program="python", command="-m eval.collapse", description=str(__doc__).splitlines()[0])
-    default = Path("runs/collapse")
-    parser.add_argument("--output-dir", type=Path, default=default, metavar="DIR", help="of the runs (%(default)s)")
+    parser.add_argument("--output-dir", type=Path, default=Path("runs/collapse"), help="of the runs (%(default)s)")
     words = parser.read(arguments)
     if words is None:
         return

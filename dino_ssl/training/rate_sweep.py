@@ -41,22 +41,26 @@ class Sweep:
         mean: Float[np.ndarray, " n"] = weights @ np.where(finite, self.losses, 0.0) / weights.sum(axis=1)
         return mean
 
-    def lowest(self) -> int:
-        """The step with the lowest smoothed loss."""
-        return int(np.argmin(self.smoothed()))
-
     def steepest(self) -> float | None:
         """The rate at which the loss falls fastest for each factor of the rate; None where it does not fall."""
-        smooth, end = self.smoothed(), self.lowest()
-        if end < 1 or smooth[0] - smooth[end] < LEAST_FALL * smooth[0]:
+        smooth = self.smoothed()
+        if not self._falls(smooth):
             return None
-        return float(self.rates[np.argmin(np.gradient(smooth, np.log(self.rates))[: end + 1])])
+        slopes = np.gradient(smooth, np.log(self.rates))
+        return float(self.rates[np.argmin(slopes[: self._lowest(smooth) + 1])])
 
     def divergence(self) -> float | None:
-        """The first rate, after the lowest loss, at which it is back where it began or not finite; None without one."""
-        smooth = self.smoothed()
-        after = (np.arange(len(smooth)) > self.lowest()) & ((smooth >= smooth[0]) | ~np.isfinite(self.losses))
-        return float(self.rates[np.argmax(after)]) if after.any() else None
+        """The first rate at which the loss is back where it began after it has fallen, or not finite; None without."""
+        smooth, bad = self.smoothed(), ~np.isfinite(self.losses)
+        if self._falls(smooth):
+            bad |= (np.arange(len(smooth)) > self._lowest(smooth)) & (smooth >= smooth[0])
+        return float(self.rates[np.argmax(bad)]) if bad.any() else None
+
+    def _lowest(self, smooth: Float[np.ndarray, " n"]) -> int:
+        return int(np.argmin(np.where(np.isfinite(self.losses), smooth, np.inf)))
+
+    def _falls(self, smooth: Float[np.ndarray, " n"]) -> bool:
+        return bool(smooth[0] - smooth[self._lowest(smooth)] >= LEAST_FALL * smooth[0])
 
 
 def sweep(run: Run[R], *, lowest: float, highest: float, steps: int) -> Sweep:
