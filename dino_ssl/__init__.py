@@ -28,6 +28,7 @@ _HOMES = {
     "SelfDistillation": "dino.method",
     "Extraction": "evaluation.feature_store",
     "features_of": "evaluation.feature_store",
+    "embed": "evaluation.embedding",
     "knn_accuracy": "evaluation.knn",
     "probe_grid": "evaluation.linear_selection",
 }

@@ -7,6 +7,7 @@ from dino_ssl.dino.centering import Center as Center
 from dino_ssl.dino.losses import dino_loss as dino_loss
 from dino_ssl.dino.losses import teacher_probabilities as teacher_probabilities
 from dino_ssl.dino.method import SelfDistillation as SelfDistillation
+from dino_ssl.evaluation.embedding import embed as embed
 from dino_ssl.evaluation.feature_store import Extraction as Extraction
 from dino_ssl.evaluation.feature_store import features_of as features_of
 from dino_ssl.evaluation.knn import knn_accuracy as knn_accuracy

@@ -14,6 +14,7 @@ SUMMARY = (
 FORMATS = {
     "timm": "timm.create_model('local-dir:{path}', pretrained=True, num_classes=0)",
     "torch": "network.load_state_dict(torch.load('{path}', weights_only=True))",
+    "safetensors": "network.load_state_dict(safetensors.torch.load_file('{path}'))",
     "onnx": "onnxruntime.InferenceSession('{path}').run(['features'], {{'images': normalised_images}})",
 }
 """How each is read."""
@@ -49,9 +50,9 @@ def _parser() -> Parser:
     add_weights(parser, positional=True)
     add = parser.add_argument
     form = (
-        "timm: a folder with model.safetensors and config.json; torch: a .pth with the original's names; onnx: images "
-        "of --size to features, any number at once"
+        "timm: a folder with model.safetensors and config.json; torch: a .pth with the original's names; safetensors: "
+        "the same without a pickle; onnx: images of --size to features, any number at once"
     )
     add("--format", choices=tuple(FORMATS), required=True, help=form)
-    add("--output", type=Path, required=True, metavar="PATH", help="a folder (timm), FILE.pth, or FILE.onnx")
+    add("--output", type=Path, required=True, metavar="PATH", help="a folder (timm), or FILE.pth, .safetensors, .onnx")
     return parser

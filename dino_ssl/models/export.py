@@ -30,7 +30,7 @@ LARGEST_DIFFERENCE = 1e-4
 """Of two features, over the largest feature: float32 in another order of summation stays far below."""
 LARGEST_ONNX = 1_900_000_000
 """Bytes of weights that fit into one ONNX file."""
-ENDINGS = {"timm": "", "torch": ".pth", "onnx": ".onnx"}
+ENDINGS = {"timm": "", "torch": ".pth", "safetensors": ".safetensors", "onnx": ".onnx"}
 
 Features = Callable[[Float[Tensor, "b c x y"]], Float[Tensor, "b d"]]
 
@@ -48,8 +48,9 @@ def export(encoder: Encoder, form: str, path: Path) -> Exported:
     """Write the encoder to a path that does not exist yet, and read it back.
 
     Args:
-        form: timm (a folder with `model.safetensors` and `config.json`), torch (a state dict with the original's
-            names) or onnx (from normalised images of the encoder's size to features, for any number of images).
+        form: timm (a folder with `model.safetensors` and `config.json`), torch or safetensors (a state dict with the
+            original's names) or onnx (from normalised images of the encoder's size to features, for any number of
+            images).
     Raises:
         UsageError: the path exists or has another ending, the format cannot hold the network, an extra is missing.
         RunError: what was written does not compute the same; it is deleted.
@@ -106,17 +107,33 @@ def _timm_model(card: TimmCard, file: Path) -> Features:
 
 
 def _write_torch(encoder: Encoder, file: Path) -> Features:
+    def save(state: dict[str, Tensor]) -> None:
+        try:
+            torch.save(state, file)
+        except RuntimeError as error:  # torch's word for what the disk refuses
+            raise RunError(f"{file} cannot be written ({error}); write --output with another path") from error
+
+    return _write_state(encoder, "torch", file, save)
+
+
+def _write_safetensors(encoder: Encoder, file: Path) -> Features:
+    told = {"format": "pt", "name": encoder.name, "digest": encoder.digest, "size": str(encoder.size)}
+
+    def save(state: dict[str, Tensor]) -> None:
+        save_file({name: value.contiguous() for name, value in state.items()}, file, metadata=told)
+
+    return _write_state(encoder, "safetensors", file, save)
+
+
+def _write_state(encoder: Encoder, form: str, file: Path, save: Callable[[dict[str, Tensor]], None]) -> Features:
     network = deepcopy(cast(nn.Module, encoder.backbone))
     if isinstance(network, CMT) and network.patch_size != STRIDE:
         raise UsageError(
-            "format=torch: the tensors of a CMT do not say that its stem is the one for small images "
+            f"format={form}: the tensors of a CMT do not say that its stem is the one for small images "
             "(model.small_stem); keep the run's checkpoint, or write --format onnx"
         )
     inner = network.model if isinstance(network, TimmBackbone) else network
-    try:
-        torch.save(inner.state_dict(), file)
-    except RuntimeError as error:  # torch's word for what the disk refuses
-        raise RunError(f"{file} cannot be written ({error}); write --output with another path") from error
+    save(inner.state_dict())
     with torch.no_grad():
         for parameter in inner.parameters():
             parameter.fill_(float("nan"))  # whatever the file does not hold shows
@@ -163,6 +180,7 @@ def _onnx_session(file: Path) -> Features:
 _WRITERS: dict[str, Callable[[Encoder, Path], Features]] = {
     "timm": _write_timm,
     "torch": _write_torch,
+    "safetensors": _write_safetensors,
     "onnx": _write_onnx,
 }
 

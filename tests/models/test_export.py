@@ -7,6 +7,7 @@ import pytest
 import timm
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file
 from torch import nn
 
 from dino_ssl.errors import RunError, UsageError
@@ -14,6 +15,7 @@ from dino_ssl.models import export as export_module
 from dino_ssl.models.backbone import build_backbone
 from dino_ssl.models.encoder import Encoder
 from dino_ssl.models.export import export
+from dino_ssl.models.necks import EmbeddingNetwork
 from dino_ssl.models.timm_card import timm_card
 from dino_ssl.models.vit import VisionTransformer
 from dino_ssl.models.weights import load_encoder
@@ -155,3 +157,17 @@ def test_an_export_that_computes_something_else_is_deleted_and_an_error(tmp_path
     with pytest.raises(RunError, match=r"would not compute the same: .*; it was deleted"):
         export(an_encoder(micro(), 32), "timm", tmp_path / "mine")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("ending", ["pth", "safetensors"])
+@pytest.mark.parametrize("name", ["iresnet18_cbam", "vit_micro"])
+def test_an_embedding_network_is_written_with_its_neck(tmp_path, name, ending):
+    network = EmbeddingNetwork(build_backbone(name, image_size=32), "flatten", embed_dim=8, image_size=32)
+    encoder, path = an_encoder(network, 32), tmp_path / f"faces.{ending}"
+    done = export(encoder, {"pth": "torch"}.get(ending, ending), path)
+    assert done.difference < 1e-5
+    state = load_file(path) if ending == "safetensors" else torch.load(path, weights_only=True)
+    torch.testing.assert_close(state, dict(network.state_dict()))
+    if ending == "safetensors":
+        with safe_open(path, "pt") as file:
+            assert file.metadata() == {"format": "pt", "name": encoder.name, "digest": encoder.digest, "size": "32"}
