@@ -42,7 +42,7 @@ class Student(nn.Module):
         self.config = config
         own = cast(Backbone, backbone)
         dims = (*own.stage_dims, own.embed_dim)
-        self.num_levels = min(len(dims), len(teacher_dims))
+        self.num_levels = num_levels_of(backbone, teacher_dims)
         pairs = (dims[-self.num_levels :], tuple(teacher_dims)[-self.num_levels :])
         self.review = _review(*pairs, config) if config.distill.review else None
         self.hint = _hint(*pairs, config.distill.fitnet_level) if config.distill.fitnet else None
@@ -104,6 +104,11 @@ class Student(nn.Module):
         if self.embedding is not None:
             found["cosine"] = feature_cosine_loss(self.embedding(ours), theirs)
         return found
+
+
+def num_levels_of(backbone: nn.Module, teacher_dims: Sequence[int]) -> int:
+    """Levels that both networks have: stages from the deepest on, and the pooled features."""
+    return min(len(cast(Backbone, backbone).stage_dims) + 1, len(teacher_dims))
 
 
 def _review(dims: Sequence[int], teacher_dims: Sequence[int], config: DistillConfig) -> KnowledgeReview:
