@@ -1,11 +1,13 @@
 """`dino-ssl verify`: face verification with a checkpoint's features, by InsightFace's and by A-SKD's protocol."""
 
+import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dino_ssl.commands import options
 from dino_ssl.commands.parsing import Parser, real, whole
+from dino_ssl.errors import UsageError
 
 if TYPE_CHECKING:  # torch takes seconds, for which help and mistakes should not wait
     from dino_ssl.commands.compute import Compute
@@ -34,6 +36,8 @@ def run(arguments: Sequence[str]) -> None:
     words = _parser().read(arguments)
     if words is None:
         return
+    if (words.teacher is None) != (words.sheet is None):
+        raise UsageError("--teacher and --sheet go together; write both or none")
     from dino_ssl.commands.compute import Compute  # noqa: PLC0415
     from dino_ssl.data.face_pairs import open_pairs  # noqa: PLC0415
     from dino_ssl.evaluation.face_protocols import Views  # noqa: PLC0415
@@ -50,6 +54,22 @@ def run(arguments: Sequence[str]) -> None:
     if placement().rank == 0:
         print(f"\n{found[0].details['note']}")
     options.say(found, words.output)
+    if words.sheet is not None and placement().rank == 0:
+        _draw(words, encoder, pairs, views)
+
+
+def _draw(words: argparse.Namespace, encoder: "Encoder", pairs: "FacePairs", views: "Views") -> None:
+    from dino_ssl.commands.verify_sheet import draw  # noqa: PLC0415
+    from dino_ssl.durable import naming  # noqa: PLC0415
+    from dino_ssl.models.weights import load_encoder  # noqa: PLC0415
+
+    teacher = load_encoder(
+        words.teacher, key=words.key, arch=words.arch, patch_size=words.patch_size, size=words.size, center_crop=1.0
+    )
+    with naming(words.sheet):
+        words.sheet.parent.mkdir(parents=True, exist_ok=True)
+        draw(words.sheet, teacher, encoder, pairs.images, views)
+    print(f"\nwritten to {words.sheet}")
 
 
 def add_faces(parser: Parser) -> None:
@@ -75,6 +95,10 @@ def _parser() -> Parser:
     add("--images", type=Path, metavar="DIR", help="folder of the images that a list names (the list's own)")
     add("--num-pairs", type=whole(20), default=USUAL_PAIRS, metavar="N", help="that are drawn (%(default)s)")
     add("--seed", type=whole(0, 2**63), default=0, metavar="S", help="by which they are drawn (%(default)s)")
+    teacher = "a network that sees the whole faces, for --sheet"
+    add("--teacher", type=Path, metavar="RUN_OR_FILE", help=teacher)
+    sheet = "draw where --teacher and --weights look in two faces, at every resolution"
+    add("--sheet", type=Path, metavar="FILE.png", help=sheet)
     options.add_data_root(parser)
     options.add_compute(parser)
     return parser

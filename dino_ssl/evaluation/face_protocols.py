@@ -80,7 +80,7 @@ def verify(
     details: dict[str, dict[str, Plain]] = {protocol: {} for protocol in found}
     for factor in views.factors:
         features = read(pairs.images, views.readout(factor, encoder.size))
-        kept, values = _readable(features, pairs)
+        kept, values = readable(features, pairs), features.values.double().numpy()
         kept.check()
         folds = {VERIFICATION_INSIGHTFACE: verification.insightface(values, kept)}
         folds[VERIFICATION_ASKD] = verification.askd(values, kept)
@@ -105,13 +105,13 @@ def _how(views: Views, pairs: FacePairs) -> dict[str, Plain]:
     return degradation if pairs.seed is None else {**degradation, "drawn_with_seed": pairs.seed}
 
 
-def _readable(features: Features, pairs: FacePairs) -> tuple[Pairs, np.ndarray]:
-    """The pairs whose images could be read, as places among the features."""
+def readable(features: Features, pairs: FacePairs) -> Pairs:
+    """The pairs of which both images could be read, as places among the features."""
     place = np.full(len(pairs.images), -1, np.int64)
     place[features.indices] = np.arange(len(features.indices))
     left, right = place[pairs.left], place[pairs.right]
     kept = (left >= 0) & (right >= 0)
-    return Pairs(left[kept], right[kept], pairs.is_same[kept]), features.values.double().numpy()
+    return Pairs(left[kept], right[kept], pairs.is_same[kept])
 
 
 def _accuracy(protocol: str, folds: Folds, factor: int) -> Measurement:

@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -13,8 +12,9 @@ from dino_ssl.config_faces import ArcfaceConfig
 from dino_ssl.data.face_pairs import FacePairs, open_pairs
 from dino_ssl.errors import UsageError
 from dino_ssl.evaluation import verification
+from dino_ssl.evaluation.face_protocols import readable
 from dino_ssl.evaluation.feature_store import Share
-from dino_ssl.evaluation.features import Extractor, Features, joined
+from dino_ssl.evaluation.features import Extractor, joined
 from dino_ssl.evaluation.readouts import Readout
 from dino_ssl.evaluation.verification import Pairs
 from dino_ssl.training import distributed
@@ -56,7 +56,9 @@ class Verifying:
         mine = range(len(images))[share.of(len(images), unit=extractor.batch_size)]
         parts = share.each(lambda: next(extractor.parts(images, [mine])))
         features = joined(parts, images)
-        folds = PROTOCOLS[self.config.validation.protocol](features.values.double().numpy(), self._readable(features))
+        folds = PROTOCOLS[self.config.validation.protocol](
+            features.values.double().numpy(), readable(features, self.pairs)
+        )
         return {self.score: folds.mean, **self.more(network, extractor.some_images(images, SOME_IMAGES))}
 
     def _extractor(self, network: nn.Module) -> Extractor:
@@ -69,14 +71,6 @@ class Verifying:
             network, crops.size, self.config.validation.center_crop, crops.mean, crops.std, self.device,
             readout=Readout("mirrored", read), num_threads=cores_of_this_rank(),
         )  # fmt: skip
-
-    def _readable(self, features: Features) -> Pairs:
-        """The pairs of which both images could be read, as places among the features."""
-        place = np.full(len(self.pairs.images), -1, np.int64)
-        place[features.indices] = np.arange(len(features.indices))
-        left, right = place[self.pairs.left], place[self.pairs.right]
-        kept = (left >= 0) & (right >= 0)
-        return Pairs(left[kept], right[kept], self.pairs.is_same[kept])
 
 
 def open_verifying(

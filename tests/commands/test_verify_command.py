@@ -11,12 +11,16 @@ from PIL import Image
 
 from dino_ssl.cli import answer
 from dino_ssl.commands import verify
+from dino_ssl.commands.verify_sheet import draw as draw_sheet
 from dino_ssl.data.face_pairs import drawn_pairs
 from dino_ssl.data.sources import load, open_source
 from dino_ssl.data.transfer import normalize
 from dino_ssl.errors import UsageError
 from dino_ssl.evaluation import results, verification
+from dino_ssl.evaluation.face_protocols import Views
 from dino_ssl.evaluation.protocols import TINYFACE, VERIFICATION_ASKD, VERIFICATION_INSIGHTFACE
+from dino_ssl.models.backbone import build_backbone
+from dino_ssl.models.encoder import Encoder
 from dino_ssl.models.weights import load_encoder
 from eval import faces
 from tests.commands.networks import write_network
@@ -135,3 +139,29 @@ def test_the_program_measures_every_resolution_and_tinyface(weights, people, tmp
     row = table[table.index(head) + 1]
     assert row.count("%") == 4 and json.loads(output.read_text())["schema"] == 1
     assert answer(partial(faces.main, ["--weights", str(weights)]), "eval.faces") == 2
+
+
+def test_the_sheet_shows_teacher_and_student_at_every_resolution(weights, people, tmp_path, capsys):
+    words = ("--pairs", people, "--lower", 2, 4, "--teacher", weights, "--sheet", tmp_path / "maps" / "sheet.png")
+    measure(weights, tmp_path / "out.json", *words)
+    assert "sheet.png" in capsys.readouterr().out
+    with Image.open(tmp_path / "maps" / "sheet.png") as sheet:
+        assert sheet.height > 2 * 3 * 112 and sheet.width > 4 * 112
+    with pytest.raises(UsageError, match="--teacher and --sheet go together"):
+        measure(weights, tmp_path / "out.json", "--pairs", people, "--teacher", weights)
+
+
+def test_gates_of_networks_with_cbam_are_drawn_too(people, tmp_path):
+    torch.manual_seed(0)
+    network = build_backbone("iresnet18_cbam", image_size=32)
+    about = ("here", "-", "-", 32, 1.0, (0.5,) * 3, (0.5,) * 3)
+    encoder = Encoder(network, "iresnet18_cbam", *about)
+    source = open_source(str(people), Path())
+    draw_sheet(tmp_path / "sheet.png", encoder, encoder, source, Views((1, 8)))
+    plain = Encoder(
+        build_backbone("resnet18", image_size=32), "resnet18", "here", "-", "-", 32, 1.0, (0.5,) * 3, (0.5,) * 3
+    )
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.width > 8 * 112
+    with pytest.raises(UsageError, match="no gates"):
+        draw_sheet(tmp_path / "sheet.png", plain, plain, source, Views())
