@@ -58,8 +58,8 @@ def prepare(config: DistillConfig, device: torch.device) -> Run[FinetuneRates]:
     Raises:
         UsageError: the data, the batch, the folder or the weights do not fit the configuration.
     """
-    config, backbone = started(config)
-    return open_run(config, device, lambda opened: _task(config, backbone, opened))
+    full, backbone = started(config)
+    return open_run(full, device, lambda opened: _task(full, backbone, opened), given=config)
 
 
 def _task(config: DistillConfig, backbone: nn.Module, opened: Input) -> Finetuning:
