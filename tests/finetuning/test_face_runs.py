@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from torch.nn import functional as F
 
 from dino_ssl.cli import main
@@ -13,10 +14,12 @@ from dino_ssl.config_kinds import ARCFACE, ASKD
 from dino_ssl.config_yaml import from_dict, to_dict
 from dino_ssl.data.degradation import degraded
 from dino_ssl.data.transfer import normalize
+from dino_ssl.dino.schedules import scaled_learning_rate
 from dino_ssl.errors import UsageError
 from dino_ssl.evaluation import verification
 from dino_ssl.finetuning import arcface, askd
 from dino_ssl.finetuning.margins import Margin
+from dino_ssl.finetuning.schedule import rates_by_step
 from dino_ssl.models.necks import EmbeddingNetwork
 from dino_ssl.models.weights import load_encoder
 from dino_ssl.training.journal import read_metrics
@@ -25,6 +28,7 @@ from dino_ssl.training.prepare import begin
 from tests.training import small_runs
 
 CPU = torch.device("cpu")
+RECIPES = Path(__file__).parents[2] / "launch" / "recipes" / "faces"
 KINDS = {"arcface": (ARCFACE, arcface), "askd": (ASKD, askd)}
 
 
@@ -314,3 +318,23 @@ def test_the_commands_train_and_say_what_was_reached(tmp_path, images, capsys):
     for name in ("arcface", "askd"):
         assert main(["finetune", name, "--help"]) == 0
     assert "--look.teacher" in capsys.readouterr().out
+
+
+def test_the_recipes_are_sound_and_askds_learning_rates_are_those_of_its_code():
+    recipes = {path.stem: yaml.safe_load(path.read_text()) for path in RECIPES.glob("*.yaml")}
+    assert set(recipes) == {"casia_iresnet50", "vit_small_from_dino", "askd_4x"}
+    for name, tree in recipes.items():
+        tree["data"] = "faces"
+        kind = ASKD if name == "askd_4x" else ARCFACE
+        if name == "askd_4x":
+            tree["look"]["teacher"] = "RUN"
+        if name == "vit_small_from_dino":
+            tree["model"]["weights"] = "RUN"
+        assert kind.check(from_dict(tree, kind)) == []
+    optim, batch = recipes["askd_4x"]["optim"], recipes["askd_4x"]["batch_size"]
+    steps = rates_by_step(
+        optim["schedule"], scaled_learning_rate(optim["lr"], batch), 0.0, steps=2 * 20, warmup_steps=0,
+        decay_steps=[2 * epoch for epoch in optim["decay_epochs"]],
+    )  # fmt: skip
+    expected = [0.1] * 5 + [1e-2] * 5 + [1e-3] * 4 + [1e-4] * 2 + [1e-5] * 4
+    assert np.allclose(steps.reshape(20, 2), np.array(expected)[:, None], rtol=1e-12)
