@@ -30,6 +30,9 @@ class Embedding:
     """Numbers in an embedding."""
     dropout: float = 0.0
     """Dropout before the last linear layer (A-SKD: 0.4)."""
+    lora_rank: int = 0
+    """Rank of what is learnt beside the attention of pretrained transformers, all else of which stays as it is (16 for
+    fewer than 10,000 people); 0 trains everything."""
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from dino_ssl.config_finetune_checks import check_finetune
 INFINITY = float("inf")
 RANGES = (
     Range("must be 1 or more", lambda x: x >= 1, "embedding.dim margin.centres"),
+    Range("must not be negative", lambda x: x >= 0, "embedding.lora_rank"),
     Range("must be at least 0 and below 1", lambda x: 0 <= x < 1, "embedding.dropout"),
     Range("must be above 0", lambda x: 0 < x < INFINITY, "margin.scale"),
     Range("must be above 0 and at most 1", lambda x: 0 < x <= 1, "margin.sampling margin.filter_above"),
@@ -39,6 +40,8 @@ def check_askd(config: AskdConfig) -> list[str]:
 
 def _margin(config: ArcfaceConfig) -> Iterator[str]:
     knobs = config.margin
+    if config.embedding.lora_rank > 0 and not config.model.weights:
+        yield "embedding.lora_rank adapts a pretrained network; write --model.weights with it"
     if knobs.is_hard and (len(knobs.m) != 3 or knobs.m[0] != 1 or knobs.m[2] != 0):
         yield "margin.is_hard is for ArcFace's margin alone; write --margin.m 1 0.5 0 with it"
     if config.crops.erase:

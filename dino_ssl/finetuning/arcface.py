@@ -15,6 +15,7 @@ from dino_ssl.finetuning.report import Report, final_report
 from dino_ssl.finetuning.start import started
 from dino_ssl.finetuning.task import FinetuneRates, Finetuning, one_rank_at_random
 from dino_ssl.finetuning.verifying import open_verifying
+from dino_ssl.models.low_rank import adapt
 from dino_ssl.models.necks import EmbeddingNetwork
 from dino_ssl.training.loop import train_to_the_end
 from dino_ssl.training.prepare import Input, open_run
@@ -68,6 +69,8 @@ class IdentityNetwork(EmbeddingNetwork):
                 "from the labels of a .rec"
             )
         embedding, knobs = config.embedding, config.margin
+        if embedding.lora_rank:
+            adapt(backbone, embedding.lora_rank)
         super().__init__(
             backbone, embedding.neck, embed_dim=embedding.dim, image_size=config.crops.size, dropout=embedding.dropout
         )

@@ -12,6 +12,7 @@ from dino_ssl.errors import UsageError
 from dino_ssl.models.backbone import Backbone
 from dino_ssl.models.cmt import CMT
 from dino_ssl.models.encoder import Encoder
+from dino_ssl.models.low_rank import merged
 from dino_ssl.models.timm_adapter import TimmBackbone
 from dino_ssl.models.vit import VisionTransformer
 from dino_ssl.models.weight_files import WeightFile, read_weight_file
@@ -82,6 +83,7 @@ def load(
     """
     file = read_weight_file(path)
     network = network_in(file.content, key, file.path)
+    network = replace(network, tensors=merged(network.tensors))
     plan, whole = with_neck(plan_for(file, network, arch), network, file)
     backbone = _built(plan, whole, drop_path).eval().requires_grad_(False)
     used, report = _fill(backbone, whole, file.path)

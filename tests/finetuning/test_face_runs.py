@@ -271,6 +271,24 @@ def test_a_run_may_start_from_another_run_of_faces_without_its_neck(tmp_path, im
     torch.testing.assert_close(dict(ours), dict(theirs.state_dict()))
 
 
+def test_low_rank_adaptation_trains_beside_a_frozen_backbone_and_loads_as_the_sum(tmp_path, images):
+    first = a_config(tmp_path / "first", images, steps=1, validation={"test": None})
+    run_here(first)
+    model = {"name": "", "weights": str(first.output_dir)}
+    config = a_config(tmp_path / "low", images, model=model, embedding={"lora_rank": 3}, validation={"test": None})
+    run = run_here(config)
+    backbone, before = run.task.network.backbone.eval(), load_encoder(first.output_dir).backbone.backbone
+    moved = {name for name, p in backbone.named_parameters() if p.requires_grad}
+    assert moved == {f"blocks.{block}.attn.{layer}.parametrizations.weight.0.{part}" for block in range(4)
+                     for layer in ("qkv", "proj") for part in ("down", "up")}  # fmt: skip
+    same = {name: value for name, value in backbone.state_dict().items() if name in before.state_dict()}
+    torch.testing.assert_close(same, {name: before.state_dict()[name] for name in same}, atol=0, rtol=0)
+    encoder, pixels = load_encoder(config.output_dir), torch.rand(2, 3, 32, 32)
+    torch.testing.assert_close(encoder.backbone(pixels), run.task.network.eval()(pixels))
+    assert not torch.equal(encoder.backbone.backbone(pixels), before(pixels))
+    assert not [name for name in encoder.backbone.state_dict() if "parametrizations" in name]
+
+
 def test_what_is_missing_or_contradicts_is_named(tmp_path, images, teacher):
     def problem(config):
         with pytest.raises(UsageError) as caught:
@@ -298,6 +316,7 @@ def test_what_is_missing_or_contradicts_is_named(tmp_path, images, teacher):
         ("arcface", {"margin": {"m": [1.0, 0.5]}}, "margin.m=[1.0, 0.5] must be three numbers"),
         ("arcface", {"margin": {"is_hard": True}}, "write --margin.m 1 0.5 0 with it"),
         ("arcface", {"margin": {"sampling": 0.0}}, "margin.sampling=0.0 must be above 0"),
+        ("arcface", {"embedding": {"lora_rank": 4}}, "embedding.lora_rank adapts a pretrained network"),
         ("arcface", {"crops": {"erase": 0.2}}, "crops.erase=0.2 is for classification"),
         ("askd", {}, "look.teacher is not set; write --look.teacher"),
         ("askd", {"low_resolution": {"sides": [64]}}, "low_resolution.sides=64 is above crops.size=32"),
