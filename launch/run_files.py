@@ -1,20 +1,36 @@
 """What a run's folder says about its jobs and about how far they are; needs neither Slurm nor torch."""
 
 import json
-import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-JOBS = "jobs.jsonl"
-"""One line per submission: `Job`."""
-SILENT_SECONDS = 60.0
-"""A heartbeat older than this is that of a process which is gone, or hangs."""
+from dino_ssl.training.run_folder import (
+    EVALUATED_STEP,
+    JOBS,
+    beats,
+    heartbeat,
+    is_run,
+    last_stop,
+    metrics,
+    records,
+    restarts,
+    runs_in,
+    state_from_files,
+)
 
-
-OF_STEP = "eval/of_step"
-"""In a line of metrics.jsonl: the checkpoint that a job evaluated."""
+__all__ = [
+    "EVALUATED_STEP",
+    "beats",
+    "heartbeat",
+    "is_run",
+    "last_stop",
+    "metrics",
+    "records",
+    "restarts",
+    "runs_in",
+    "state_from_files",
+]
 
 
 @dataclass(frozen=True)
@@ -61,67 +77,9 @@ def was_cancelled(folder: Path, job: str) -> bool:
     return (folder / "logs" / f"{job}.cancelled").exists()
 
 
-def heartbeat(folder: Path) -> dict[str, Any] | None:
-    """The last sign of life, or None before the first."""
-    try:
-        found = json.loads((folder / "heartbeat.json").read_text())
-    except (OSError, ValueError, RecursionError):
-        return None
-    return found if isinstance(found, dict) else None
-
-
-def beats(heart: dict[str, Any] | None) -> bool:
-    """Whether a process is at work, as far as files can tell."""
-    return heart is not None and heart["state"] != "stopped" and time.time() - heart["time"] < SILENT_SECONDS
-
-
-def restarts(folder: Path) -> list[dict[str, Any]]:
-    """Starts and stops, oldest first."""
-    return list(records(folder / "restarts.jsonl"))
-
-
-def metrics(folder: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl."""
-    return list(records(folder / "metrics.jsonl"))
-
-
 def open_evaluations(folder: Path) -> int:
     """Jobs that evaluate checkpoints of the run, sent and not done."""
     return sum(not (sent.parent / "done").exists() for sent in (folder / "eval").glob("step_*/sent"))
-
-
-def records(path: Path) -> Iterator[dict[str, Any]]:
-    """Each line of a file that is a whole JSON object; none where there is no file."""
-    try:
-        lines = path.read_bytes().split(b"\n")
-    except OSError:
-        return
-    for line in lines:
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError):  # torn by a kill, or being written
-            continue
-        if isinstance(record, dict):
-            yield record
-
-
-def last_stop(folder: Path) -> str | None:
-    """Why the newest start ended: done, requeued, stopped, interrupted, failed, diverged, collapsed; or None."""
-    events = restarts(folder)
-    return str(events[-1]["reason"]) if events and events[-1]["event"] == "stop" else None
-
-
-def is_run(folder: Path) -> bool:
-    """Whether a run was submitted or started here."""
-    return any((folder / name).exists() for name in (JOBS, "heartbeat.json", "metrics.jsonl"))
-
-
-def runs_in(folder: Path) -> list[Path]:
-    """`folder` itself if it is a run, else the runs below it, and those of sweeps below it, by name."""
-    if is_run(folder):
-        return [folder]
-    places = [*folder.glob("*/"), *folder.glob("*/*/")]
-    return sorted(path for path in places if is_run(path) and not is_run(path.parent))
 
 
 def failure(folder: Path) -> tuple[str, str] | None:

@@ -75,7 +75,7 @@ def _look(folder: Path, jobs: list[str], waiting: Mapping[str, Queued] | None, e
     elif waiting is not None and jobs:
         state, why = _out_of_queue(folder, events, ends.get(jobs[-1]), jobs[-1])
     else:
-        state, why = _from_files(events, heart, jobs)
+        state, why = run_files.state_from_files(events, heart, is_submitted=bool(jobs))
     step, total = _steps(heart, metrics)
     pace = pace_of(metrics, events)
     left = None if total is None or pace is None else (total - step) * pace.seconds_per_step * pace.slowdown
@@ -152,18 +152,6 @@ def _is_final(stop: dict[str, Any]) -> bool:
 
 def _text_of(events: list[dict[str, Any]]) -> str:
     return str(events[-1].get("text", "")) if events else ""
-
-
-def _from_files(events: list[dict[str, Any]], heart: dict[str, Any] | None, jobs: list[str]) -> tuple[str, str]:
-    """There is no Slurm to ask."""
-    if run_files.beats(heart) and heart is not None:
-        return ("running" if heart["state"] == "training" else str(heart["state"])), f"on {heart['host']}"
-    if not events:
-        return ("queued", "submitted; there is no Slurm here to ask") if jobs else ("unknown", "")
-    last = events[-1]
-    if last["event"] == "stop":
-        return str(last["reason"]), str(last["text"])
-    return "lost", "no sign of life since; killed, or its node was lost"
 
 
 def _steps(heart: dict[str, Any] | None, metrics: list[dict[str, Any]]) -> tuple[int, int | None]:

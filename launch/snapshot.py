@@ -2,12 +2,12 @@
 
 import json
 import shutil
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from dino_ssl.errors import UsageError
+from dino_ssl.training.code_state import CHANGES, SNAPSHOT, describe_code, git
 
 ROOT = Path(__file__).resolve().parent.parent
 LARGEST = 200_000_000  # bytes
@@ -34,8 +34,8 @@ def take_snapshot(folder: Path, root: Path = ROOT) -> None:
         target = unfinished / file
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(root / file, target, follow_symlinks=False)
-    (unfinished / "snapshot.json").write_text(json.dumps(_describe(root), indent=2) + "\n")
-    (unfinished / "changes.diff").write_bytes(_git(root, "diff", "--binary", "HEAD") or b"")
+    (unfinished / SNAPSHOT).write_text(json.dumps(_describe(root), indent=2) + "\n")
+    (unfinished / CHANGES).write_bytes(git(root, "diff", "--binary", "HEAD") or b"")
     if folder.is_symlink():  # a point of a sweep, which shared its code
         folder.unlink()
     shutil.rmtree(folder, ignore_errors=True)
@@ -45,7 +45,7 @@ def take_snapshot(folder: Path, root: Path = ROOT) -> None:
 def describe(folder: Path) -> str:
     """The snapshot in `folder` in a few words, such as "commit 1a2b3c4d with changes"."""
     try:
-        found = json.loads((folder / "snapshot.json").read_text())
+        found = json.loads((folder / SNAPSHOT).read_text())
     except (OSError, ValueError):
         return "no snapshot"
     if found["commit"] is None:
@@ -55,7 +55,7 @@ def describe(folder: Path) -> str:
 
 
 def _files(root: Path) -> Iterator[Path]:
-    listed = _git(root, "ls-files", "-z", "--cached", "--others", "--exclude-standard")
+    listed = git(root, "ls-files", "-z", "--cached", "--others", "--exclude-standard")
     if listed is None:
         yield from _python_files(root)
         return
@@ -85,22 +85,6 @@ def _check_size(root: Path, files: list[Path]) -> None:
 
 
 def _describe(root: Path) -> dict[str, object]:
-    commit = _git(root, "rev-parse", "HEAD")
-    changed = _git(root, "status", "--porcelain", "-z", "--untracked-files=all") or b""
-    return {
-        "from": str(root),
-        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "commit": commit.decode().strip() if commit else None,
-        "changed": [line for line in changed.decode().split("\0") if line],
-    }
-
-
-def _git(root: Path, *words: str) -> bytes | None:
-    """What git says; None where `root` is no checkout of its own, or has no commit, or git is not installed."""
-    if not (root / ".git").exists():
-        return None
-    try:
-        done = subprocess.run(["git", "-C", str(root), *words], capture_output=True, check=False)
-    except FileNotFoundError:
-        return None
-    return done.stdout if done.returncode == 0 else None
+    code = describe_code(root)
+    del code["diff"]  # lies beside it, whole
+    return {"from": str(root), "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **code}

@@ -134,10 +134,10 @@ def _knn(state: RunState) -> str:
 
 def _evaluations(folder: Path) -> str:
     """What the jobs that evaluate checkpoints found last, and how many are not done."""
-    lines = [line for line in run_files.metrics(folder) if run_files.OF_STEP in line]
+    lines = [line for line in run_files.metrics(folder) if run_files.EVALUATED_STEP in line]
     last = lines[-1] if lines else {}
     values = [f"{name.removeprefix('eval/')} {percent(last[name])}" for name in last if "top1" in name]
-    said = [f"step {last[run_files.OF_STEP]:,}: {', '.join(values) or 'nothing'}"] if last else []
+    said = [f"step {last[run_files.EVALUATED_STEP]:,}: {', '.join(values) or 'nothing'}"] if last else []
     waiting = run_files.open_evaluations(folder)
     return "; ".join([*said, *([f"{waiting} of them not done"] if waiting else [])])
 

@@ -21,7 +21,8 @@ FLOORS = [floor.split() for floor in (
     "config training.distributed training.ranks training.rendezvous training.sharding",
     "original_flags config_*",
     "dino.method dino.region_method training.broken_images training.checkpoint training.curves training.folder_lock"
-    " training.heartbeat training.journal training.optim training.progress training.requeue training.signals"
+    " training.code_state training.run_folder training.heartbeat training.journal training.optim training.progress"
+    " training.requeue training.signals"
     " training.trackers",
     "training.* finetuning.*",
     "commands.*",

@@ -71,12 +71,12 @@ def _lines(paths: Sequence[Path], columns: Sequence[Sequence["Evaluation"]]) -> 
         yield f"{name}  {path}  ({column[0].encoder['name'] if column else 'no numbers'})"
     for title, rows in groupby(side_by_side(columns), key=lambda row: row.title):
         yield f"\n{title}"
-        yield from _aligned(["", *letters, *_gap_title(letters)], [_cells(row) for row in rows])
+        yield from aligned(["", *letters, *_gap_title(letters)], [_cells(row) for row in rows])
     notes = reservations(columns)
     yield from (["", *(f"note: {note}" for note in notes)] if notes else [])
-    if knobs := _different_knobs(paths):
+    if knobs := different_knobs(paths):
         yield "\nknobs that differ"
-        yield from _aligned(["", *letters], knobs)
+        yield from aligned(["", *letters], knobs)
 
 
 def _gap_title(letters: Sequence[str]) -> list[str]:
@@ -98,13 +98,14 @@ def _cell(measurement: "Measurement | None") -> str:
     return "-" if measurement is None else f"{percent(measurement.value)} {between(measurement.interval)}".rstrip()
 
 
-def _aligned(head: list[str], rows: Sequence[list[str]]) -> Iterator[str]:
+def aligned(head: list[str], rows: Sequence[list[str]]) -> Iterator[str]:
+    """Lines of a table whose columns are as wide as they need to be."""
     widths = [max(len(cell) for cell in column) for column in zip(head, *rows, strict=True)]
     for row in (head, *rows):
         yield "  " + "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
 
 
-def _different_knobs(paths: Sequence[Path]) -> list[list[str]]:
+def different_knobs(paths: Sequence[Path]) -> list[list[str]]:
     """Knob and its value in each run; empty unless all are runs. Where a run lies says nothing about it."""
     from dino_ssl.config_schema import flatten  # noqa: PLC0415
     from dino_ssl.config_yaml import load_any_config  # noqa: PLC0415

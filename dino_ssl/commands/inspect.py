@@ -14,6 +14,7 @@ from dino_ssl.commands.backbone_cost import add_cost, show_cost
 from dino_ssl.commands.options import add_weights, loaded_of
 from dino_ssl.commands.parsing import Parser
 from dino_ssl.errors import UsageError
+from dino_ssl.training.code_state import in_words
 
 if TYPE_CHECKING:
     from torch import nn
@@ -155,13 +156,5 @@ def _provenance_rows(loaded: "Loaded") -> Iterator[Row]:
         yield "command", shlex.join(["dino-ssl", *told["command"][1:]])
         device = f"{told['ranks']} x {told['device']}"
         yield "made with", f"torch {told['torch']}, Python {told['python']}, {device}, started {told['started']}"
-        yield "code", _code(folder / "code" / "snapshot.json") if folder is not None else ""
-
-
-def _code(snapshot: Path) -> str:
-    """What a job's copy of the code says of itself."""
-    if not snapshot.is_file():
-        return "not recorded; jobs of launch.slurm copy theirs into the run's folder"
-    found = json.loads(snapshot.read_text(encoding="utf-8"))
-    changed = f", {len(found['changed'])} files changed" if found["changed"] else ""
-    return f"commit {found['commit'] or 'unknown'}{changed}"
+    if "made_with" in content:
+        yield "code", in_words(content["made_with"]["code"])

@@ -133,10 +133,10 @@ def say(evaluations: "Sequence[Evaluation]", output: Path | None) -> None:
 
 def add_output(parser: Parser) -> None:
     """--output."""
-    parser.add_argument("--output", type=_new_file, metavar="FILE.json", help="also write the numbers as JSON")
+    parser.add_argument("--output", type=new_file, metavar="FILE.json", help="also write the numbers as JSON")
 
 
-def _new_file(text: str) -> Path:
+def new_file(text: str) -> Path:
     """A place that a file can be written to: hours of measuring should not end with one that cannot."""
     path = Path(text)
     above = next((place for place in path.parents if os.access(place, os.F_OK)), path)

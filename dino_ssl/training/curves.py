@@ -9,7 +9,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from dino_ssl.data.decoding import printable
-from dino_ssl.training.journal import EVALUATED_STEP, read_metrics
+from dino_ssl.training.journal import read_metrics
+from dino_ssl.training.run_folder import EVALUATED_STEP
 
 WIDTH, PANEL_HEIGHT, DOTS_PER_INCH = 10.0, 3.0, 100  # inches; 1000 pixels wide
 LOSS, RATE, MOMENTUM, ACCURACY, UNIFORM = "#1f4e9e", "#b3541e", "#6a3d9a", "#2c7a4b", "#777777"
@@ -48,13 +49,13 @@ def _title(folder: Path, lines: list[dict[str, Any]]) -> str:
     return f"{printable(folder.resolve().name)}: {steps:,} steps"
 
 
-def _series(lines: list[dict[str, Any]], name: str) -> tuple[list[float], list[float]]:
+def series(lines: list[dict[str, Any]], name: str) -> tuple[list[float], list[float]]:
     """Epochs and values of `name`; null is a gap."""
     points = [(line["epoch"], line[name]) for line in lines if name in line]
     return [float(epoch) for epoch, _ in points], [math.nan if y is None else float(y) for _, y in points]
 
 
-def _epoch_means(epochs: list[float], values: list[float]) -> tuple[list[float], list[float]]:
+def epoch_means(epochs: list[float], values: list[float]) -> tuple[list[float], list[float]]:
     """Mean of each epoch that has at least one finite value, at its middle."""
     groups: dict[int, list[float]] = {}
     for epoch, value in zip(epochs, values, strict=True):
@@ -65,9 +66,9 @@ def _epoch_means(epochs: list[float], values: list[float]) -> tuple[list[float],
 
 
 def _draw_loss(axis: Axes, lines: list[dict[str, Any]]) -> None:
-    epochs, losses = _series(lines, "train/loss")
+    epochs, losses = series(lines, "train/loss")
     axis.plot(epochs, losses, color=LOSS, alpha=0.35, linewidth=1, label="logged steps")
-    middles, means = _epoch_means(epochs, losses)
+    middles, means = epoch_means(epochs, losses)
     marker = "o" if len(means) < 30 else ""
     axis.plot(middles, means, color=LOSS, linewidth=2, marker=marker, markersize=4, label="mean of the epoch")
     axis.set_ylabel("loss (nats)")
@@ -80,11 +81,11 @@ def _draw_uniform(axis: Axes, value: float) -> None:
 
 
 def _draw_schedules(axis: Axes, lines: list[dict[str, Any]]) -> None:
-    axis.plot(*_series(lines, "train/lr"), color=RATE)
+    axis.plot(*series(lines, "train/lr"), color=RATE)
     axis.set_ylabel("learning rate (per step)", color=RATE)
     axis.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
     axis.set_ylim(bottom=0)
-    momenta = _series(lines, "train/momentum")
+    momenta = series(lines, "train/momentum")
     if not momenta[0]:  # nothing but pretraining has a teacher that follows
         return
     momentum = axis.twinx()

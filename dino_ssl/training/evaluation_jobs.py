@@ -20,7 +20,8 @@ from dino_ssl.config import PretrainConfig
 from dino_ssl.durable import link_or_copy, naming, write_atomically
 from dino_ssl.errors import UsageError
 from dino_ssl.evaluation.results import Measurement, read
-from dino_ssl.training.journal import EVALUATED_STEP, append_metrics, read_metrics
+from dino_ssl.training.journal import append_metrics, read_metrics
+from dino_ssl.training.run_folder import EVALUATED_STEP
 from dino_ssl.training.signals import STOPPING
 
 SCRIPT, SENT, DONE, FAILED, LOG = "evaluate.sh", "sent", "done", "failed", "log.txt"

@@ -17,12 +17,11 @@ from torch import Tensor
 from dino_ssl.durable import naming, sync_file, write_atomically
 from dino_ssl.errors import UsageError
 from dino_ssl.training.progress import Progress, Stopwatch, status
+from dino_ssl.training.run_folder import EVALUATED_STEP
 from dino_ssl.training.trackers import Tracker, missing_extras, open_trackers
 
 METRICS = "metrics.jsonl"
 """One JSON object per logged step; numbers that are not finite are null."""
-EVALUATED_STEP = "eval/of_step"
-"""Under this name a line says which earlier checkpoint its numbers are of."""
 EPOCHS = "log.txt"
 """One JSON object per epoch, in the original's shape."""
 OF_METRICS, OF_EPOCHS = ("step", "epoch"), ("epoch",)

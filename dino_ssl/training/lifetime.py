@@ -16,6 +16,7 @@ from dino_ssl.errors import CollapsedError, DivergedError, Stopped, UsageError
 from dino_ssl.training import distributed, requeue, signals
 from dino_ssl.training.folder_lock import FolderLock
 from dino_ssl.training.heartbeat import Heartbeat
+from dino_ssl.training.provenance import Energy
 from dino_ssl.training.ranks import Placement, placement, slurm_job
 from dino_ssl.training.run import Run
 
@@ -132,13 +133,14 @@ class _Record:
         self.run = run
         self.lock = lock
         self.here = placement()
+        self.energy = Energy(run.device)
         with naming(run.folder / RESTARTS):
             self._append({"event": "start", **self._who(), **_shape(self.here)})
         self.heartbeat = Heartbeat(run.folder, self._look, self._check_lock)
         self.heartbeat.start()
 
     def stop(self, reason: str, exit_code: int, text: str) -> None:
-        ending = {"reason": reason, "exit_code": exit_code, "text": text}
+        ending = {"reason": reason, "exit_code": exit_code, "text": text, "kwh": self._kwh()}
         with _less_important(self.run.folder):
             self._append({"event": "stop", **self._who(), **ending})
         self.heartbeat.stop(state="stopped", stop=text)
@@ -169,8 +171,14 @@ class _Record:
             "since": self.lock.holder.since,
             **self._who(),
             **_shape(self.here),
+            "kwh": self._kwh(),
             "stop": None,
         }
+
+    def _kwh(self) -> float | None:
+        """Of this start, all ranks taken for alike; None where the GPU does not tell."""
+        own = self.energy.kwh()
+        return None if own is None else own * self.here.world_size
 
     def _append(self, line: dict[str, Any]) -> None:
         with (self.run.folder / RESTARTS).open("a") as file:

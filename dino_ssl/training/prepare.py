@@ -2,7 +2,6 @@
 
 import json
 import logging
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,7 +10,6 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from dino_ssl import __version__
 from dino_ssl.config import RunConfig
 from dino_ssl.config_kinds import kind_of
 from dino_ssl.config_yaml import differences, load_config, write_config
@@ -25,6 +23,7 @@ from dino_ssl.training.broken_images import BrokenImages
 from dino_ssl.training.checkpoint import CheckpointStore
 from dino_ssl.training.journal import Journal
 from dino_ssl.training.machine import autocast_dtype
+from dino_ssl.training.provenance import describe_start, made_with
 from dino_ssl.training.ranks import placement, seconds_to_wait
 from dino_ssl.training.run import Run
 from dino_ssl.training.task import R, Task
@@ -82,6 +81,7 @@ def open_run(
         store=_open_store(config),
         journal=_open_journal(config, task.total_steps, task.score),
         broken=BrokenImages(_list_of_broken(config), len(source), config.loader.max_broken),
+        made_with=made_with(),
     )
 
 
@@ -93,7 +93,7 @@ def begin(run: Run[R]) -> None:
     """
     run.resume()
     if distributed.is_main():
-        _claim_folder(run.config, run.source, run.device)
+        _claim_folder(run)
         _list_problems(run.config, run.source)
         _warn_of_slow_crops(run.config)
     distributed.barrier()
@@ -183,12 +183,14 @@ def _check_folder(config: RunConfig, given: RunConfig) -> None:
         )
 
 
-def _claim_folder(config: RunConfig, source: Source, device: torch.device) -> None:
+def _claim_folder(run: Run[R]) -> None:
     """Write the resolved configuration and what it runs on."""
+    config = run.config
+    told = describe_start(run.source, run.device, config.seed, run.made_with)
     try:
         config.output_dir.mkdir(parents=True, exist_ok=True)
         write_config(config, config.output_dir / "config.yaml")
-        (config.output_dir / "run.json").write_text(json.dumps(_describe(source, device), indent=2) + "\n")
+        (config.output_dir / "run.json").write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
     except OSError as error:
         raise UsageError(
             f"output_dir={config.output_dir} cannot be written ({error.strerror}); "
@@ -214,19 +216,6 @@ def _warn_of_slow_crops(config: RunConfig) -> None:
             "again where there is a C++ compiler, or with the extra opencv",
             render_fused.IMPLEMENTATION, times,
         )  # fmt: skip
-
-
-def _describe(source: Source, device: torch.device) -> dict[str, object]:
-    return {
-        "dino_ssl": __version__,
-        "torch": torch.__version__,
-        "python": sys.version.split()[0],
-        "command": sys.argv,
-        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-        "ranks": distributed.world_size(),
-        "data": {"name": source.name, "num_images": len(source), "fingerprint": source.fingerprint()},
-    }
 
 
 def _open_store(config: RunConfig) -> CheckpointStore:

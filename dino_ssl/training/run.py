@@ -46,6 +46,8 @@ class Run(Generic[R]):
     store: CheckpointStore
     journal: Journal
     broken: BrokenImages
+    made_with: dict[str, Any]
+    """Code, packages and hosts, see `provenance`; empty but on rank 0."""
     step: int = 0
     saved_step: int | None = None
     """Step of the newest checkpoint, whoever wrote it."""
@@ -117,6 +119,7 @@ class Run(Generic[R]):
             "fp16_scaler": self.scaler.state_dict(),
             "format": self.task.format,
             "version": __version__,
+            "made_with": self.made_with,
             "step": self.step,
             "config": to_dict(self.config),
             "data": {"fingerprint": self.fingerprint, "num_images": len(self.source)},

@@ -29,6 +29,7 @@ from dino_ssl.data.video import open_video
 from dino_ssl.errors import RunError, UsageError
 from dino_ssl.models.weight_files import read_weight_file
 from dino_ssl.training.checkpoint import CheckpointStore, capture_rng
+from dino_ssl.training.journal import Journal
 
 SMALL = (
     "--device cpu --model.name vit_micro --model.patch-size 8 --crops.global-size 16 --crops.num-local-crops 1 "
@@ -443,6 +444,29 @@ def encoded(image: Image.Image) -> bytes:
     return stream.getvalue()
 
 
+def run_files(folder: Path) -> Subject:
+    """`runs` says what can still be read; a resume drops damaged lines of the journal and no other."""
+    run = train(folder, 2)
+    for path in (run / "checkpoints").iterdir():
+        path.unlink()
+    kept = [line for line in (run / "metrics.jsonl").read_bytes().splitlines() if line]
+    files = [run / name for name in ("config.yaml", "run.json", "metrics.jsonl", "restarts.jsonl", "heartbeat.json")]
+
+    def look(path: Path, before: bytes) -> str:
+        shows = [said("runs", *words) for words in (("ls", str(run)), ("show", str(run)))]
+        if path.name == "metrics.jsonl":
+            damaged = path.read_bytes()
+            journal = Journal(run, every_steps=1, total_steps=2, images_per_step=4, is_main=True)
+            journal.resume_at(10**9, 10**9)
+            left = set(path.read_bytes().splitlines())
+            put(path, damaged)
+            whole = [line for line in kept if line in damaged.splitlines()]
+            assert all(line in left for line in whole), "good lines of the journal are gone"
+        return " ".join(refused(*show) if show[0] else "shown" for show in shows)
+
+    return Subject("run files", run, files, look)
+
+
 MAKERS: dict[str, tuple[Callable[[Path], Subject], int]] = {
     "checkpoints": (lambda folder: checkpoints(folder, with_sums=True), 70),
     "checkpoints without sums": (lambda folder: checkpoints(folder, with_sums=False), 70),
@@ -456,6 +480,7 @@ MAKERS: dict[str, tuple[Callable[[Path], Subject], int]] = {
     "shards": (shards, 70),
     "arrays": (arrays, 40),
     "faces": (faces, 60),
+    "run files": (run_files, 40),
 }
 """Who makes each subject, and how many corruptions the tests hold it to."""
 

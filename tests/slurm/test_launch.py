@@ -224,6 +224,6 @@ def test_checkpoints_are_evaluated_by_jobs_of_their_own_whose_results_reach_the_
         cluster.wait_until(f"job {job} has ended", lambda job=job: is_gone(cluster, job), NEVER_LATE)
         assert (folder / "done").exists() and not (folder / "failed").exists(), (folder / "log.txt").read_text()
         assert not (folder / "checkpoint.pth").exists()
-    lines = [line for line in run_files.metrics(config.output_dir) if run_files.OF_STEP in line]
-    assert sorted(line[run_files.OF_STEP] for line in lines) == [int(folder.name[5:]) for folder in folders]
+    lines = [line for line in run_files.metrics(config.output_dir) if run_files.EVALUATED_STEP in line]
+    assert sorted(line[run_files.EVALUATED_STEP] for line in lines) == [int(folder.name[5:]) for folder in folders]
     assert all(0 <= line["eval/knn_top1@20"] <= 1 for line in lines)
