@@ -87,11 +87,7 @@ def _report(config: "PretrainConfig", found: "Sweep") -> None:
 
 
 def _numbers(config: "PretrainConfig", found: "Sweep") -> dict[str, Any]:
-    losses = [loss if math.isfinite(loss) else None for loss in found.losses.tolist()]
-    return {
-        "batch_size": config.batch_size,
-        "rates": found.rates.tolist(),
-        "losses": losses,
-        "steepest": found.steepest(),
-        "divergence": found.divergence(),
-    }
+    series = {name: vars(found)[name].tolist() for name in ("rates", "losses", "gaps", "information")}
+    finite = {name: [value if math.isfinite(value) else None for value in row] for name, row in series.items()}
+    readings = {"steepest": found.steepest(), "divergence": found.divergence()}
+    return {"batch_size": config.batch_size, **readings, **finite}
