@@ -2,6 +2,7 @@
 
 import json
 import re
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from dino_ssl.config_kinds import CLASSIFY, DISTILL
 from dino_ssl.config_yaml import from_dict
 from dino_ssl.errors import UsageError
 from dino_ssl.finetuning.classify import classify
-from dino_ssl.finetuning.distill import Distillation, distill, warmed_up
+from dino_ssl.finetuning.distill import Distillation, distill, prepare, warmed_up
 from dino_ssl.finetuning.distillation import soft_target_loss
 from dino_ssl.finetuning.knowledge_review import levels
 from dino_ssl.finetuning.student import Student
@@ -24,7 +25,9 @@ from dino_ssl.models.backbone import build_backbone
 from dino_ssl.models.cifar_resnet import CifarResNet
 from dino_ssl.models.cmt import CMT_SIZES, CMTSize
 from dino_ssl.models.weights import load
-from tests.training.small_runs import a_config, run_here, write_digits
+from dino_ssl.training.loop import train
+from dino_ssl.training.prepare import begin
+from tests.training.small_runs import a_config, on_ranks, run_here, write_digits
 
 RECIPES = Path(__file__).parents[2] / "launch" / "recipes" / "distill"
 PIXELS = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.25, 0.3)}
@@ -277,3 +280,22 @@ def test_a_student_with_more_stages_than_its_teacher_takes_part_with_its_deepest
 def test_every_recipe_is_sound_once_it_has_a_teacher(recipe):
     config, _ = configure([str(recipe), "--teacher.weights", "teacher.pth", "--data", "photos"], DISTILL)
     assert config.distill.review > 0
+
+
+def _train(config):
+    """On whatever ranks there are."""
+    run = prepare(config, torch.device("cpu"))
+    begin(run)
+    with run.journal:
+        train(run)
+
+
+def test_two_ranks_learn_what_one_learns(tmp_path):
+    """By KD into a ViT, which has no batch norm whose statistics would be each rank's own."""
+    model = {"name": "vit_micro", "patch_size": 8}
+    changes = {"model": model, "distill": {"review": 0.0}, "steps": 3, "validation": {"every_epochs": 0}}
+    alone, shared = (a_distillation(tmp_path, output_dir=str(tmp_path / n), **changes) for n in ("alone", "shared"))
+    _train(alone)
+    on_ranks(2, partial(_train, shared))
+    one, two = (checkpoint(config.output_dir)["model"] for config in (alone, shared))
+    torch.testing.assert_close(two, one, rtol=1e-4, atol=1e-5)
