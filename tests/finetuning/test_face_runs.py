@@ -32,6 +32,14 @@ RECIPES = Path(__file__).parents[2] / "launch" / "recipes" / "faces"
 KINDS = {"arcface": (ARCFACE, arcface), "askd": (ASKD, askd)}
 
 
+@pytest.fixture(scope="module", autouse=True)
+def narrow():
+    """Face ResNets of a thousandth of their parameters: every step here writes a checkpoint."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dino_ssl.models.iresnet.DIMS", (16, 16, 32, 32))
+        yield
+
+
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
     """Eighty digits to learn from and two hundred others for pairs: two SOURCEs."""
@@ -116,7 +124,7 @@ def test_the_loss_of_a_batch_is_that_of_its_margin_in_plain_pytorch(tmp_path, im
 
 
 @pytest.fixture(scope="module")
-def teacher(tmp_path_factory, images):
+def teacher(tmp_path_factory, images, narrow):
     """A trained network with gates, and the folder of its run."""
     config = a_config(tmp_path_factory.mktemp("teacher"), images, model={"name": "iresnet18_cbam"}, steps=2)
     run_here(config)
@@ -215,11 +223,11 @@ def test_a_killed_run_resumes_to_the_bit_with_all_that_draws(tmp_path, images, t
 class _Train:
     """Picklable: trains on whatever ranks there are."""
 
-    def __init__(self, config: Any) -> None:
-        self.config = config
+    def __init__(self, config: Any, name: str = "arcface", number: str = "eval/verification") -> None:
+        self.config, self.name, self.number = config, name, number
 
     def __call__(self) -> float:
-        return float(run_here(self.config).journal.latest["eval/verification"])
+        return float(run_here(self.config, self.name).journal.latest[self.number])
 
 
 def test_two_ranks_train_what_one_does_and_one_goes_on_where_two_stopped(tmp_path, images):
@@ -240,6 +248,21 @@ def test_two_ranks_train_what_one_does_and_one_goes_on_where_two_stopped(tmp_pat
     newest.hardlink_to(small_runs.checkpoint_path(two, 3))
     _Train(two)()
     torch.testing.assert_close(state(two), state(one), atol=2e-5, rtol=1e-4)
+
+
+def test_two_ranks_teach_a_student_as_one_does(tmp_path, images):
+    model = {"name": "vit_micro"}
+    first = a_config(tmp_path / "teacher", images, model=model, steps=1, validation={"test": None})
+    run_here(first)
+    configs = [
+        from_dict({**to_dict(askd_config(tmp_path / name, images, first.output_dir, model=model)), "steps": 5}, ASKD)
+        for name in ("one", "two")
+    ]
+    similarity = _Train(configs[0], "askd", "eval/look_similarity")()
+    found = small_runs.on_ranks(2, _Train(configs[1], "askd", "eval/look_similarity"))
+    assert found == pytest.approx([similarity] * 2, abs=1e-4)
+    one, two = (torch.load(small_runs.checkpoint_path(c, 5), weights_only=True)["model"] for c in configs)
+    torch.testing.assert_close(one, two, atol=2e-5, rtol=1e-4)
 
 
 def test_the_file_of_a_run_is_an_encoder_whose_features_are_the_embedding_and_scores_alike(tmp_path, images):
