@@ -67,7 +67,7 @@ class Model:
 
     name: str = "vit_small"
     """vit_micro, _tiny, _small, _base, _large, _huge, _giant, cmt_micro, _tiny, _xs, _small, _base,
-    resnet18, resnet50, timm/NAME."""
+    resnet18, resnet50, timm/NAME, of CIFAR resnet20 to resnet110 and wrn_16_2 to wrn_40_2."""
     patch_size: int = 16
     """Side of a patch, pixels (ViT only)."""
     drop_path: float = 0.1
@@ -120,8 +120,7 @@ class Dino:
     region_loss: bool = False
     """Also distil every region of the last feature map, at equal weight (EsViT, arXiv:2106.09785)."""
     frozen_teacher: str = ""
-    """RUN of another, larger pretraining: its teacher, frozen, gives the targets; the student's moving average
-    still is what is measured and saved as teacher. Empty: the moving average gives them (DINO)."""
+    """RUN of a larger pretraining whose frozen teacher gives the targets; empty: the moving average."""
     teacher_mode: TeacherMode = "train"
     """Batch norm of the teacher. train: by its own crops, as the original; eval: by the student's statistics."""
 

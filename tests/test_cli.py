@@ -161,7 +161,7 @@ def test_an_explanation_reads_the_same_in_every_encoding(encoding):
 # -- help and exit codes -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("columns", "lines"), [(100, 143), (80, 168)])
+@pytest.mark.parametrize(("columns", "lines"), [(100, 145), (80, 170)])
 def test_help_fits_on_two_screens(columns, lines, monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", str(columns))
     assert main(["pretrain", "--help"]) == 0
