@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from dino_ssl.config_checks import Range
 from dino_ssl.config_distill import DistillConfig
-from dino_ssl.config_finetune_checks import CLASSIFY_RANGES, check_finetune, mixing_problems
+from dino_ssl.config_finetune_checks import CLASSIFY_RANGES, check_finetune
 
 LOSSES = ("review", "kd", "dkd", "fitnet", "attention_transfer", "rkd_distance", "rkd_angle", "cosine")
 """Knobs of `distill` that are weights of what the teacher gives."""
@@ -23,7 +23,7 @@ RANGES = (
 
 def check_distill(config: DistillConfig) -> list[str]:
     """Every problem that shows without looking at the data; empty where the configuration is sound."""
-    return [*check_finetune(config, RANGES), *mixing_problems(config), *_teacher(config), *_losses(config)]
+    return [*check_finetune(config, RANGES), *_teacher(config), *_losses(config)]
 
 
 def _teacher(config: DistillConfig) -> Iterator[str]:

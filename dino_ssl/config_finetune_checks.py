@@ -32,7 +32,7 @@ CLASSIFY_RANGES = (
 
 def check_classify(config: ClassifyConfig) -> list[str]:
     """Every problem that shows without looking at the data; empty where the configuration is sound."""
-    return [*check_finetune(config, CLASSIFY_RANGES), *mixing_problems(config)]
+    return check_finetune(config, CLASSIFY_RANGES)
 
 
 def check_finetune(config: FinetuneConfig, more: Sequence[Range] = ()) -> list[str]:
@@ -84,9 +84,3 @@ def _schedule(config: FinetuneConfig) -> Iterator[str]:
         yield f"optim.min_lr={optim.min_lr} must not be above optim.lr={optim.lr}, which it ends"
     if config.steps is None and optim.warmup_epochs > config.epochs > 0:
         yield f"optim.warmup_epochs={optim.warmup_epochs:g} is longer than the run of epochs={config.epochs}"
-
-
-def mixing_problems(config: ClassifyConfig) -> Iterator[str]:
-    """What mixup and CutMix cannot do."""
-    if (config.loss.mixup or config.loss.cutmix) and config.batch_size % 2:
-        yield f"batch_size={config.batch_size} must be even for mixup and CutMix, which pair images"

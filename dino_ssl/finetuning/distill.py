@@ -20,7 +20,6 @@ from dino_ssl.finetuning.student import Student
 from dino_ssl.finetuning.task import FinetuneRates, Finetuning, one_rank_at_random
 from dino_ssl.finetuning.teacher import Logits, Teacher, check_stages, open_teacher
 from dino_ssl.finetuning.views import Mixing
-from dino_ssl.training import distributed
 from dino_ssl.training.loop import train_to_the_end
 from dino_ssl.training.prepare import Input, open_run
 from dino_ssl.training.run import Run
@@ -157,7 +156,7 @@ def _together(folder: Path, reports: dict[int, Report]) -> Report:
     }
     means = {name: value["mean"] for name, value in found.items()}
     teacher = {name: top1 for name, top1 in next(iter(reports.values())).scores.items() if name == "teacher"}
-    if not distributed.is_main():
+    if not any(report.text for report in reports.values()):  # another rank than the first; they have parted by now
         return Report(folder, {**means, **teacher}, "")
     with naming(folder):
         write_atomically(folder / SUMMARY, (json.dumps({**found, **teacher}, indent=2) + "\n").encode())

@@ -56,7 +56,18 @@ class Mixing:
         if self._erase is not None:
             images = self._erase(images)
         if self._mix is not None:
-            return self._mix(images, labels)  # type: ignore[no-any-return]
+            return self._in_pairs(self._mix, images, labels)
         smooth = self.label_smoothing / self.num_classes
         targets = torch.full((len(labels), self.num_classes), smooth, device=images.device)
         return images, targets.scatter(1, labels[:, None], 1 - self.label_smoothing + smooth)
+
+    @staticmethod
+    def _in_pairs(
+        mix: Mixup, images: Float[Tensor, "b c h w"], labels: Int64[Tensor, " b"]
+    ) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, "b k"]]:
+        """The first with the last and so on; of an odd number, the first stays as it is."""
+        number = len(images)
+        if number % 2:  # a micro-batch of odd size, or one of whose images one is broken
+            images, labels = torch.cat((images, images[:1])), torch.cat((labels, labels[:1]))
+        mixed, targets = mix(images, labels)
+        return mixed[:number], targets[:number]

@@ -15,9 +15,10 @@ from dino_ssl.config_kinds import CLASSIFY, DISTILL
 from dino_ssl.config_yaml import from_dict
 from dino_ssl.errors import UsageError
 from dino_ssl.finetuning.classify import classify
-from dino_ssl.finetuning.distill import Distillation, distill, prepare, warmed_up
+from dino_ssl.finetuning.distill import Distillation, _together, distill, prepare, warmed_up
 from dino_ssl.finetuning.distillation import soft_target_loss
 from dino_ssl.finetuning.knowledge_review import levels
+from dino_ssl.finetuning.report import Report
 from dino_ssl.finetuning.student import Student
 from dino_ssl.finetuning.task import FinetuneRates
 from dino_ssl.finetuning.teacher import Teacher, open_teacher
@@ -164,6 +165,12 @@ def test_several_seeds_are_runs_of_their_own_with_a_mean_and_a_deviation(tmp_pat
     assert alone.scores["last"] == values[1] and alone.scores["teacher"] == found["teacher"] == report.scores["teacher"]
     one, other = (checkpoint(tmp_path / name)["model"] for name in ("run/seed_5", "alone"))
     torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
+def test_of_several_ranks_the_first_alone_writes_what_the_seeds_reached(tmp_path):
+    reports = {seed: Report(tmp_path / f"seed_{seed}", {"last": 0.25 * seed}, "") for seed in (1, 2)}
+    found = _together(tmp_path, reports)
+    assert found.scores == {"last": 0.375} and found.text == "" and not list(tmp_path.iterdir())
 
 
 def test_a_finished_distillation_says_the_same_again_and_only_its_backbone_is_exported(tmp_path):

@@ -67,3 +67,15 @@ def test_erasing_changes_a_rectangle_of_about_as_many_images_as_asked():
     changed = (erased != 9.0).flatten(1).any(1)
     assert changed.float().mean().item() == pytest.approx(0.25, abs=0.1)
     assert (images == 9.0).all()
+
+
+@pytest.mark.parametrize("number", [1, 5])
+def test_of_an_odd_number_of_images_the_first_is_not_mixed(number):
+    images, labels = torch.rand(number, 1, 2, 2), torch.arange(number) % 5
+    np.random.seed(0)
+    mixed, targets = mixing(mixup=1.0)(images, labels)
+    torch.testing.assert_close(mixed[0], images[0])
+    torch.testing.assert_close(targets[0], F.one_hot(labels[0], 5).float())
+    for image in range(1, number):  # the others among themselves
+        share, other = targets[image, labels[image]], number - image
+        torch.testing.assert_close(mixed[image], share * images[image] + (1 - share) * images[other])
