@@ -16,7 +16,7 @@ LEAST_DIVERGENCE = 0.1
 """Of the student from the teacher, nats. It goes to 0 in every collapse (arXiv:2104.14294, section 5.3)."""
 LEAST_INFORMATION = 0.2
 """Of the teacher's output about the image, nats: entropy of the mean output less mean entropy of the outputs."""
-LEAST_RANK = 4.0
+LEAST_RANK = 3.0
 """Effective rank of what the prototypes see."""
 LEAST_DISTANCE = 1e-6
 """Between the weights of student and teacher, relative to the teacher's: below, the student does not move."""

@@ -90,6 +90,29 @@ def test_a_collapse_is_a_warning_with_the_knob_and_the_value_to_try_and_the_run_
     assert said.startswith("uniform collapse at step 25") and "dino.teacher_temperature=0.04 (now 5)" in said
 
 
+PROVOKED = [
+    ({"dino": {"momentum": 1.0}}, "stalled at step 25", "dino.momentum=0.9 (now 1)"),
+    ({"optim": {"lr": 1e-12, "min_lr": 0.0}, "dino": {"momentum": 0.9}}, "stalled at step 25", "optim.lr=0.0005"),
+    ({"head": {"bottleneck_dim": 2}}, "dimensional collapse at step", "head.bottleneck_dim=256 (now 2)"),
+]
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize(("changes", "verdict", "knob"), PROVOKED)
+def test_what_else_can_be_wrong_is_recognised_in_a_real_training(tmp_path, caplog, changes, verdict, knob):
+    with caplog.at_level(logging.WARNING):
+        run_here(a_config(tmp_path, steps=45, **{**EVERY, **changes}))
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert said.startswith(verdict) and knob in said
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_healthy_run_raises_no_verdict(tmp_path, caplog):
+    with caplog.at_level(logging.WARNING):
+        run_here(a_config(tmp_path, steps=40, **EVERY))
+    assert caplog.records == []
+
+
 @pytest.mark.usefixtures("impatient")
 def test_asked_to_stop_the_command_leaves_with_exit_code_4_and_the_checkpoints_stay(tmp_path, capsys):
     config = a_config(tmp_path, steps=50, dino=UNIFORM, collapse={"on_collapse": "stop"}, **EVERY)
