@@ -13,6 +13,7 @@ COPYDAYS = "copydays/1"
 VERIFICATION_INSIGHTFACE = "verification_insightface/1"
 VERIFICATION_ASKD = "verification_askd/1"
 TINYFACE = "tinyface/1"
+IJB = "ijb/1"
 FINETUNED = "finetuned/1"
 
 MEANING = {
@@ -38,4 +39,6 @@ MEANING = {
     "folds, cosines. Higher than InsightFace's on the same features.",
     TINYFACE: "Whose face is it? The nearest of 158,000 faces of few pixels (TinyFace, Cheng et al. 2018) by cosine "
     "similarity: share of probes with their person among the first k.",
+    IJB: "Do two sets of faces belong to one person? IJB-B's and IJB-C's 1:1 verification of templates by cosine "
+    "similarity: true accepts at rates of false ones.",
 }
