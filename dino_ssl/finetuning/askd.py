@@ -59,12 +59,11 @@ def prepare(config: AskdConfig, device: torch.device) -> Run[FinetuneRates]:
 def _task(config: AskdConfig, backbone: nn.Module, opened: Input) -> Finetuning:
     teacher = _teacher(config, opened)
     student = StudentNetwork(config, backbone, opened)
-    if config.look.weight:
-        _check_looks(config, student, teacher)
+    is_comparable = _is_comparable(config, student, teacher)
     teacher.network.to(opened.device)
     low = config.low_resolution
     validator = open_verifying(config, opened.device, partial(degraded, side=low.sides[0], mode=low.mode))
-    if validator is not None and config.look.weight:
+    if validator is not None and is_comparable:
         validator.more = partial(_similarity, config, teacher.network)
     task = Finetuning(config, opened, WhereToLook(config, student, teacher), validator)
     one_rank_at_random(config.seed)
@@ -121,6 +120,17 @@ def _check_identities(config: AskdConfig, fingerprint: str, opened: Input) -> No
             f"look.logit_weight needs a teacher of the same identities: look.teacher={config.look.teacher} was trained "
             f"on other data than data={config.data}; write --look.logit_weight 0"
         )
+
+
+def _is_comparable(config: AskdConfig, student: "StudentNetwork", teacher: FrozenTeacher) -> bool:
+    """Whether both look at images alike; baselines may do otherwise."""
+    try:
+        _check_looks(config, student, teacher)
+    except UsageError:
+        if config.look.weight:
+            raise
+        return False
+    return True
 
 
 def _check_looks(config: AskdConfig, student: "StudentNetwork", teacher: FrozenTeacher) -> None:

@@ -1,5 +1,6 @@
 """`finetune arcface` and `askd` on a few digits: their loss in plain PyTorch, resumed, on two ranks, loaded again."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch.nn import functional as F
 
 from dino_ssl.cli import main
 from dino_ssl.config_kinds import ARCFACE, ASKD
-from dino_ssl.config_yaml import from_dict, to_dict
+from dino_ssl.config_yaml import from_dict, load_config, to_dict
 from dino_ssl.data.degradation import degraded
 from dino_ssl.data.transfer import normalize
 from dino_ssl.dino.schedules import scaled_learning_rate
@@ -25,6 +26,7 @@ from dino_ssl.models.weights import load_encoder
 from dino_ssl.training.journal import read_metrics
 from dino_ssl.training.loop import train
 from dino_ssl.training.prepare import begin
+from eval import where_to_look
 from tests.training import small_runs
 
 CPU = torch.device("cpu")
@@ -380,3 +382,22 @@ def test_the_recipes_are_sound_and_askds_learning_rates_are_those_of_its_code():
     )  # fmt: skip
     expected = [0.1] * 5 + [1e-2] * 5 + [1e-3] * 4 + [1e-4] * 2 + [1e-5] * 4
     assert np.allclose(steps.reshape(20, 2), np.array(expected)[:, None], rtol=1e-12)
+
+
+def test_the_table_has_every_method_at_every_side_with_the_likeness_of_looks(tmp_path, images, teacher, capsys):
+    flags = ["--data", images[0], "--output-dir", str(tmp_path / "table"), "--steps", "5", "--batch-size", "16",
+             "--device", "cpu", "--crops.size", "32", "--model.name", "iresnet18_cbam", "--model.drop-path", "0",
+             "--embedding.dim", "16", "--optim.warmup-epochs", "0", "--validation.test", images[1],
+             "--validation.num-pairs", "100", "--loader.num-workers", "0", "--look.teacher", str(teacher)]  # fmt: skip
+    where_to_look.main([*flags, "--sides", "8", "--seeds", "2"])
+    rows = json.loads((tmp_path / "table" / "where_to_look.json").read_text())
+    assert [(row["side"], row["method"]) for row in rows] == [(8, name) for name in ("base", "KD", "F-SKD", "A-SKD")]
+    for row in rows:
+        for number in ("verification", "look_similarity"):
+            values = row[number]["seeds"]
+            assert len(values) == 2 and row[number]["mean"] == pytest.approx(sum(values) / 2)
+            assert row[number]["deviation"] == pytest.approx(abs(values[0] - values[1]) / 2**0.5)
+    assert len(capsys.readouterr().out.splitlines()) >= 4
+    run = load_config(tmp_path / "table" / "8px_F-SKD" / "seed_1" / "config.yaml", ASKD)
+    assert (run.seed, run.low_resolution.sides) == (1, (8,))
+    assert (run.look.weight, run.look.feature_weight, run.look.logit_weight) == (0, 1, 0)
