@@ -31,6 +31,7 @@ COMMANDS = {
     "video": "carry masks through a video; J and F on DAVIS",
     "inspect": "say what a file of weights is, how far it was trained, and where it comes from",
     "export": "write a backbone for timm, torch or ONNX",
+    "doctor": "check whether this machine can train: device, disk, data, ranks, Slurm",
     "runs": "list, show, compare and draw runs from the files in their folders",
     "compare": "print the numbers of several runs side by side",
 }
