@@ -22,6 +22,8 @@ from dino_ssl.errors import UsageError
 MAX_BYTES = 2**32
 """Longest file that is read; the largest that is about, 7,000 pairs, has 0.1 GB."""
 MAX_PAIRS = 2**20
+MOST_REMEMBERED = 2**22
+"""Objects that a pickle of arrays may refer back to."""
 NAMES = ("GLOBAL", "INST", "STACK_GLOBAL", "BINUNICODE", "SHORT_BINUNICODE")
 """Operations that name what is to be called; the last two hold the names for the one before."""
 
@@ -134,7 +136,7 @@ def _value(file: Path, content: bytes) -> Any:
 def _arrays(file: Path, content: bytes) -> Any:
     """The same with arrays; places to remember things at are bounded before, as all up to the largest are made."""
     for opcode, argument, place in pickletools.genops(BytesIO(content)):
-        if opcode.name in ("LONG_BINPUT", "PUT") and int(argument or 0) > len(content):
+        if opcode.name in ("LONG_BINPUT", "PUT") and int(argument or 0) > MOST_REMEMBERED:
             raise UsageError(f"{file} is damaged or malicious, at byte {place:,}: place {argument:,} to remember at")
     return unpickling.load_value(file)
 
