@@ -1,7 +1,6 @@
 """What a teacher is worth to faces of few pixels: no teacher, KD, F-SKD and A-SKD, at several sides and seeds.
 
-    python -m eval.where_to_look launch/recipes/faces/askd_4x.yaml --data CASIA --look.teacher RUN \
-      --validation.test agedb_30.bin --sides 56 28 14 --seeds 3
+    python -m eval.where_to_look launch/recipes/faces/askd_4x.yaml --data CASIA --look.teacher RUN --sides 56 28 14
 
 Recipes and other flags are those of `dino-ssl finetune askd`; each run has its folder in --output-dir, where it
 resumes. Source: arXiv:2209.14498, table 1: A-SKD 93.35, 88.58 and 79.00 % on AgeDB-30 at 2x, 4x and 8x (second hand);
@@ -16,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from dino_ssl.cli import answer
 from dino_ssl.config_faces import AskdConfig, Look
 from dino_ssl.config_flags import configure
 from dino_ssl.config_kinds import ASKD
@@ -76,4 +76,4 @@ def main(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(answer(lambda: main(sys.argv[1:]), "python -m eval.where_to_look"))
