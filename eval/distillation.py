@@ -79,5 +79,5 @@ def draw(path: Path, table: Table) -> None:
             axis.text(j, i, text, ha="center", va="center", fontsize=11)
     axis.set_xticks(range(len(table.columns)), table.columns)
     axis.set_yticks(range(len(table.rows)), table.rows)
-    axis.set_title(f"accuracy, %; {UNTAUGHT}: {100 * table.baseline:.2f}", fontsize=11)
+    figure.suptitle(f"accuracy, %; {UNTAUGHT}: {100 * table.baseline:.2f}", fontsize=11)
     canvas.print_png(path)  # type: ignore[no-untyped-call]
