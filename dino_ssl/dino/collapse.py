@@ -3,7 +3,7 @@
 Sizes: t teacher views, s student views, b images, n rows, k prototypes, d features.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -125,7 +125,7 @@ class Observations:
         """For a checkpoint; of this rank."""
         return {name: value.cpu() if isinstance(value, Tensor) else value for name, value in vars(self).items()}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from `state_dict` of the same rank of as many ranks."""
         for name, value in state.items():
             setattr(self, name, value.to(self.scalars.device, copy=True) if isinstance(value, Tensor) else value)

@@ -3,8 +3,7 @@
 Sizes: b images of this micro-batch, v views of one size, k prototypes.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
@@ -146,17 +145,8 @@ class SelfDistillation:
             **found,
             "center_norm": self.center.center.norm(),
             "distance": (squares[0] / squares[1]).sqrt(),
-            "first_teacher": torch.tensor(self.first_teacher),
+            "first_teacher": torch.tensor(self.first_teacher, dtype=torch.float64),
         }
-
-    def state_of_observations(self) -> dict[str, Any]:
-        """What `look` needs of the steps before, on this rank, for a checkpoint."""
-        return {"first_teacher": self.first_teacher, **self.observations.state_dict()}
-
-    def load_observations(self, state: Mapping[str, Any]) -> None:
-        """Go on from `state_of_observations` of the same rank of as many."""
-        self.first_teacher = state["first_teacher"]
-        self.observations.load_state_dict({name: state[name] for name in state.keys() - {"first_teacher"}})
 
 
 def _sample(weights: list[Tensor]) -> Float[Tensor, " n"]:

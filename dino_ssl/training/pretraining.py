@@ -1,5 +1,6 @@
 """Pretraining with DINO: what the loop trains, measures and saves there."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -151,17 +152,19 @@ class Pretraining:
         return {"args": flags, "dino_loss": center, "collapse": collapse}
 
     def state_of_rank(self) -> dict[str, Any]:
-        return self.method.state_of_observations()
+        return self.method.observations.state_dict()
 
     def load(self, state: Mapping[str, Any], of_rank: Mapping[str, Any] | None) -> None:
         student = {name.removeprefix("module."): value for name, value in state["student"].items()}
         sharding.load_module(self.method.student, student)
         sharding.load_module(self.method.teacher, state["teacher"])
         self.method.center.load_state_dict(state["dino_loss"])
-        if "collapse" in state:  # checkpoints of older versions have none
+        if "collapse" in state:
             self.sentinel.load_state_dict(state["collapse"])
+        else:  # a checkpoint of an older version
+            self.method.first_teacher = math.prod(self.plan.momentum[: state["step"]].tolist())
         if of_rank is not None:
-            self.method.load_observations(of_rank)
+            self.method.observations.load_state_dict(of_rank)
 
     def end_epoch(self, moment: Moment, journal: Journal) -> None:
         """k-NN of the teacher if it is due, and what evaluation jobs have found meanwhile."""

@@ -95,8 +95,8 @@ class Sentinel:
 
     def state_dict(self) -> dict[str, Any]:
         """For a checkpoint, the same on all ranks."""
-        return {"rewinds": self.rewinds, **self.judge.state_dict()}
+        return {"rewinds": self.rewinds, "first_teacher": self.method.first_teacher, **self.judge.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.rewinds = state["rewinds"]
+        self.rewinds, self.method.first_teacher = state["rewinds"], state["first_teacher"]
         self.judge.load_state_dict(state)

@@ -71,6 +71,21 @@ def test_a_resumed_run_has_the_statistics_of_one_that_was_never_stopped(tmp_path
     assert_bitwise_equal(journal_without_times(killed), journal_without_times(whole))
 
 
+def test_the_first_teacher_is_forgotten_once_on_other_ranks_and_from_older_checkpoints_too(tmp_path):
+    knobs = {"steps": 6, "model": {"drop_path": 0.0}}
+    whole = a_config(tmp_path / "whole", **knobs)
+    run_here(whole)
+    on_two = as_killed_after(whole, {3}, tmp_path / "on two", **knobs)
+    assert pretrain_on_ranks(2, on_two) == ["", ""]
+    older = prepare(whole, torch.device("cpu"))
+    state, _ = older.store.load(3)
+    del state["collapse"]
+    older.task.load(state, None)
+    share = "collapse/first_teacher"
+    assert [line[share] for line in statistics(on_two)] == [line[share] for line in statistics(whole)]
+    assert older.task.method.first_teacher == statistics(whole)[2][share]
+
+
 def test_two_ranks_have_the_statistics_of_one(tmp_path):
     knobs = {"steps": 6, "model": {"drop_path": 0.0}, "log": {"every_steps": 2}}
     one, two = (a_config(tmp_path / name, **knobs) for name in ("one", "two"))
