@@ -101,6 +101,8 @@ SHOWN = (
     ("loss", "train/loss", "{:.4f}"),
     ("k-NN top-1", "eval/knn_top1", "{:.1%}"),
     ("top-1", "eval/top1", "{:.1%}"),
+    ("verification", "eval/verification", "{:.1%}"),
+    ("looks alike", "eval/look_similarity", "{:.3f}"),
 )
 """Label, name in the journal, and form of the numbers that a run's checkpoint had."""
 

@@ -15,6 +15,8 @@ from dino_ssl.training.run_folder import EVALUATED_STEP
 WIDTH, PANEL_HEIGHT, DOTS_PER_INCH = 10.0, 3.0, 100  # inches; 1000 pixels wide
 LOSS, RATE, MOMENTUM, ACCURACY, UNIFORM = "#1f4e9e", "#b3541e", "#6a3d9a", "#2c7a4b", "#777777"
 
+VERIFICATION = "eval/verification"
+
 
 def curve(folder: Path, *, prototypes: int | None = None) -> Path:
     """Draw `curve.png` in the run's folder from its metrics.jsonl.
@@ -96,13 +98,13 @@ def _draw_schedules(axis: Axes, lines: list[dict[str, Any]]) -> None:
 
 
 def _accuracies(lines: list[dict[str, Any]]) -> dict[str, tuple[list[float], list[float]]]:
-    """Epochs and top-1 by name: of the k-NN while training, and of what jobs found of earlier checkpoints."""
+    """Epochs and top-1 (of faces, verification) by name: measured while training, or by jobs on earlier checkpoints."""
     pace = next((line["epoch"] / line["step"] for line in lines if line["step"]), 0.0)
     found: dict[str, tuple[list[float], list[float]]] = {}
     for line in lines:
         epoch = line[EVALUATED_STEP] * pace if EVALUATED_STEP in line else line["epoch"]
         for name in line:
-            if name.startswith("eval/") and "top1" in name and line[name] is not None:
+            if name.startswith("eval/") and ("top1" in name or name == VERIFICATION) and line[name] is not None:
                 epochs, values = found.setdefault(name.removeprefix("eval/").replace("_", " "), ([], []))
                 epochs.append(float(epoch))
                 values.append(100 * float(line[name]))

@@ -1,6 +1,7 @@
 """`finetune arcface` and `askd` on a few digits: their loss in plain PyTorch, resumed, on two ranks, loaded again."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -353,12 +354,14 @@ def test_mistakes_show_before_the_data_is_looked_at(tmp_path, images, name, tree
 
 
 def test_the_commands_train_and_say_what_was_reached(tmp_path, images, capsys):
-    words = ["--data", images[0], "--output-dir", str(tmp_path / "run"), "--steps", "2", "--batch-size", "16",
+    words = ["--data", images[0], "--output-dir", str(tmp_path / "run"), "--steps", "5", "--batch-size", "16",
              "--device", "cpu", "--crops.size", "32", "--model.name", "vit_micro", "--optim.warmup-epochs", "0",
              "--validation.test", images[1], "--validation.num-pairs", "100", "--loader.num-workers", "0"]  # fmt: skip
     assert main(["finetune", "arcface", *words]) == 0
     said = capsys.readouterr().out
     assert "verification on images that were not trained on" in said and "curve.png" in said
+    assert main(["inspect", str(tmp_path / "run")]) == 0
+    assert re.search(r"verification +\d+\.\d% at step 5", capsys.readouterr().out)
     for name in ("arcface", "askd"):
         assert main(["finetune", name, "--help"]) == 0
     assert "--look.teacher" in capsys.readouterr().out
