@@ -36,7 +36,7 @@ MEANING = {
     VERIFICATION_INSIGHTFACE: "Do two faces belong to one person? InsightFace's protocol: features of an image and its "
     "mirror image added, squared distances, a threshold from nine folds for the tenth. Not comparable with A-SKD's.",
     VERIFICATION_ASKD: "The same question by A-SKD's protocol: the two features side by side, less the mean of nine "
-    "folds, cosines. Higher than InsightFace's on the same features.",
+    "folds, cosines. Not comparable with InsightFace's: other numbers on the same features.",
     TINYFACE: "Whose face is it? The nearest of 158,000 faces of few pixels (TinyFace, Cheng et al. 2018) by cosine "
     "similarity: share of probes with their person among the first k.",
     IJB: "Do two sets of faces belong to one person? IJB-B's and IJB-C's 1:1 verification of templates by cosine "
