@@ -9,25 +9,29 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 from torch.nn import functional as F
 
 from dino_ssl.cli import main
 from dino_ssl.config_kinds import ARCFACE, ASKD
 from dino_ssl.config_yaml import from_dict, load_config, to_dict
 from dino_ssl.data.degradation import degraded
+from dino_ssl.data.sources import open_source
 from dino_ssl.data.transfer import normalize
 from dino_ssl.dino.schedules import scaled_learning_rate
 from dino_ssl.errors import UsageError
 from dino_ssl.evaluation import verification
+from dino_ssl.evaluation.features import Extractor
 from dino_ssl.finetuning import arcface, askd
 from dino_ssl.finetuning.margins import Margin
 from dino_ssl.finetuning.schedule import rates_by_step
+from dino_ssl.finetuning.subcenters import cleaned
 from dino_ssl.models.necks import EmbeddingNetwork
 from dino_ssl.models.weights import load_encoder
 from dino_ssl.training.journal import read_metrics
 from dino_ssl.training.loop import train
 from dino_ssl.training.prepare import begin
-from eval import where_to_look
+from eval import clean_identities, where_to_look
 from tests.training import small_runs
 
 CPU = torch.device("cpu")
@@ -404,3 +408,27 @@ def test_the_table_has_every_method_at_every_side_with_the_likeness_of_looks(tmp
     run = load_config(tmp_path / "table" / "8px_F-SKD" / "seed_1" / "config.yaml", ASKD)
     assert (run.seed, run.low_resolution.sides) == (1, (8,))
     assert (run.look.weight, run.look.feature_weight, run.look.logit_weight) == (0, 1, 0)
+
+
+def test_cleaning_writes_a_list_of_the_images_near_their_dominant_centre(tmp_path, images, capsys):
+    for k in range(2):
+        folder = tmp_path / "faces" / f"person{k}"
+        folder.mkdir(parents=True)
+        for i in range(16):
+            pixels = np.random.default_rng(100 * k + i).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / f"{i:02d}.png")
+    config = a_config(
+        tmp_path, (str(tmp_path / "faces"), ""), steps=1, margin={"centres": 2}, validation={"test": None}
+    )
+    run = run_here(config)
+    clean_identities.main(["--weights", str(config.output_dir), "--degrees", "85", "--output", str(tmp_path / "c.csv")])
+    encoder, centres = load_encoder(config.output_dir), run.task.network.classes.centres.detach()
+    source = run.source
+    features = Extractor(encoder.backbone, 32, 1.0, encoder.mean, encoder.std, CPU).features(source).values
+    expected = cleaned(features, torch.from_numpy(source.labels).long(), centres, most_degrees=85.0)
+    clean = open_source(str(tmp_path / "c.csv"), tmp_path)
+    assert 0 < len(clean) == len(expected.kept) < 32
+    assert [Path(clean.describe(i)).name for i in range(len(clean))] == [
+        Path(source.describe(i)).name for i in expected.kept.tolist()
+    ]
+    assert f"kept {len(clean)} of 32 images" in capsys.readouterr().out
