@@ -8,10 +8,13 @@ from small_runs import a_config, as_killed_after, assert_bitwise_equal, run_here
 from torch import nn
 
 from dino_ssl.config_checks import check
+from dino_ssl.dino.method import MultiCropNetwork
 from dino_ssl.errors import UsageError
 from dino_ssl.evaluation.features import Extractor
+from dino_ssl.models.backbone import build_backbone
 from dino_ssl.models.batch_norm import with_statistics_of
 from dino_ssl.models.cmt import CMT_SIZES, CMTSize
+from dino_ssl.models.heads import DINOHead
 from dino_ssl.models.weights import load_encoder
 from dino_ssl.training.pretraining import prepare
 
@@ -101,3 +104,23 @@ def test_a_teacher_in_evaluation_mode_keeps_the_statistics_of_the_student(tmp_pa
     assert any(
         "precise_bn=1 must be 0 or at least 2" in line for line in check(a_config(tmp_path, knn={"precise_bn": 1}))
     )
+
+
+@pytest.mark.parametrize(
+    ("kind", "sizes", "small_stem"),
+    [("free", (224, 96), False), ("relative", (224, 96), False), ("free", (64, 32), True)],
+)
+def test_crops_of_two_sizes_go_through_one_network_and_train_the_same_biases(kind, sizes, small_stem):
+    torch.manual_seed(0)
+    cmt = build_backbone("cmt_odd", image_size=sizes[0], small_stem=small_stem, position_bias=kind)
+    network = MultiCropNetwork(cmt, DINOHead(cmt.embed_dim, 4, hidden_dim=8, bottleneck_dim=4)).eval()
+    views = [torch.randn(2, 1, 3, sizes[0], sizes[0]), torch.randn(3, 1, 3, sizes[1], sizes[1])]
+    biases = [p for name, p in network.named_parameters() if "position_bias" in name]
+    alone = [network.head(cmt(crop)) for size in views for crop in size]
+    torch.testing.assert_close(network(views), torch.stack(alone), atol=1e-5, rtol=1e-4)
+    expected = [torch.autograd.grad(logits.square().sum(), biases) for logits in alone]
+    together = torch.autograd.grad(network(views).square().sum(), biases)
+    # Neither size leaves the tables to the other.
+    assert biases and all(gradients[0].any() for gradients in (expected[0], expected[-1]))
+    for each, parts in zip(together, zip(*expected, strict=True), strict=True):
+        torch.testing.assert_close(each, sum(parts), atol=1e-6, rtol=1e-3)
