@@ -23,7 +23,7 @@ RANGES = (
 
 def check_distill(config: DistillConfig) -> list[str]:
     """Every problem that shows without looking at the data; empty where the configuration is sound."""
-    return [*check_finetune(config, RANGES), *_teacher(config), *_losses(config)]
+    return [*check_finetune(config, RANGES), *_teacher(config), *_student(config), *_losses(config)]
 
 
 def _teacher(config: DistillConfig) -> Iterator[str]:
@@ -37,6 +37,11 @@ def _teacher(config: DistillConfig) -> Iterator[str]:
         yield "teacher.mean and teacher.std go together; write both, or neither"
     if any(not 0 <= c <= 1 for c in teacher.mean) or any(not 0 < c <= 1 for c in teacher.std):
         yield "teacher.mean must be numbers between 0 and 1, teacher.std above 0 and at most 1"
+
+
+def _student(config: DistillConfig) -> Iterator[str]:
+    if config.model.compile:
+        yield "model.compile compiles what a backbone gives, not its stages, which are compared; leave it out"
 
 
 def _losses(config: DistillConfig) -> Iterator[str]:

@@ -67,6 +67,11 @@ def _channels(config: FinetuneConfig) -> Iterator[str]:
     for knob, values in (("mean", crops.mean), ("std", crops.std)):
         if values and len(values) != crops.channels:
             yield f"crops.{knob}={list(values)} must be one number for each channel, crops.channels={crops.channels}"
+    if not crops.mean and not config.model.weights and crops.channels != 3:
+        yield (
+            f"crops.mean is not set, and ImageNet's has 3 numbers, not crops.channels={crops.channels}; write "
+            "--crops.mean and --crops.std, which `dino-ssl stats SOURCE` prints"
+        )
     if bool(crops.mean) != bool(crops.std):
         yield "crops.mean and crops.std go together; write both, or neither"
     if any(not 0 <= c <= 1 for c in crops.mean) or any(not 0 < c <= 1 for c in crops.std):

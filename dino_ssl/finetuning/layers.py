@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from dino_ssl.errors import UsageError
 from dino_ssl.training.optim import is_plain
 
 BACKBONE, CLASSES = "backbone.", "classes."
@@ -39,9 +40,17 @@ def layerwise_groups(network: nn.Module, layer_decay: float) -> list[dict[str, A
     The centres of `network.classes` are apart, on one process, too: of several each holds a part of them, and PyTorch
     cannot update parts and whole weights together.
 
+    Raises:
+        UsageError: layer_decay is below 1, and no block of the backbone is known by its name.
+
     Source: Clark et al., arXiv:2003.10555; BEiT, arXiv:2106.08254.
     """
     layers, head = layer_of_parameters(network)
+    if layer_decay < 1 and head == 1 and 0 in layers.values():
+        raise UsageError(
+            f"optim.layer_decay={layer_decay:g} needs blocks, but no parameter of this backbone is named after one; "
+            "write --optim.layer-decay 1, or choose a ViT, CMT, ResNet, ConvNeXt or Swin"
+        )
     named = [(name, p) for name, p in network.named_parameters() if p.requires_grad]
     groups = []
     for layer in sorted({layers[name] for name, _ in named}):

@@ -7,7 +7,8 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from dino_ssl.config_finetune import FinetuneConfig, View
+from dino_ssl.config_finetune import FinetuneConfig, Start, View
+from dino_ssl.errors import UsageError
 from dino_ssl.models.backbone import build_backbone, check_crop_sizes
 from dino_ssl.models.cmt_keys import cmt_options
 from dino_ssl.models.necks import EmbeddingNetwork
@@ -61,7 +62,14 @@ def _from_weights(config: C) -> tuple[C, nn.Module]:
     # A neck belongs to what it was trained for.
     backbone = encoder.backbone.backbone if isinstance(encoder.backbone, EmbeddingNetwork) else encoder.backbone
     assert isinstance(backbone, nn.Module)
-    model = replace(config.model, **_knobs_of(loaded))
+    if encoder.channels != config.crops.channels:
+        raise UsageError(
+            f"crops.channels={config.crops.channels}, but model.weights={config.model.weights} takes "
+            f"{encoder.channels}; write --crops.channels {encoder.channels}"
+        )
+    knobs = _knobs_of(loaded)
+    _check_given(config, knobs)
+    model = replace(config.model, **knobs)
     config = _with_pixels(replace(config, model=model), encoder.mean, encoder.std)
     return config, backbone.train().requires_grad_(True)
 
@@ -78,6 +86,21 @@ def _knobs_of(loaded: Loaded) -> dict[str, Any]:
         "patch_size": loaded.encoder.backbone.patch_size,
         "position_bias": (cmt_options(loaded.tensors) or {}).get("position_bias", "free"),
     }
+
+
+def _check_given(config: FinetuneConfig, told: dict[str, Any]) -> None:
+    """No knob of `model` says something else than the weights do; as it is by default it says nothing."""
+    is_vit = told["name"].startswith("vit_")
+    for knob, value in told.items():
+        given = vars(config.model)[knob]
+        # load() has compared the names; only ViTs have patches.
+        if knob == "name" or (knob == "patch_size" and not is_vit) or given in (vars(Start())[knob], value):
+            continue
+        mine, theirs = (str(one).lower() for one in (given, value))
+        raise UsageError(
+            f"model.{knob}={mine}, but of model.weights={config.model.weights} it is {theirs}; "
+            f"leave it out, or write --model.{knob.replace('_', '-')} {theirs}"
+        )
 
 
 def _with_pixels(config: C, mean: tuple[float, ...], std: tuple[float, ...]) -> C:

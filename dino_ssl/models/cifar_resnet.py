@@ -7,6 +7,7 @@ where a shortcut changes shape. Pre-activation: wide ResNets, arXiv:1605.07146.
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from jaxtyping import Float
 from timm.layers import DropPath
 from torch import Tensor, nn
@@ -125,9 +126,6 @@ class CifarResNet(nn.Module):
 
     def patch_features(self, images: Float[Tensor, "b c x y"]) -> Float[Tensor, "b d h w"]:
         """What is averaged: the last stage after the last ReLU."""
-        if self.recomputes:
-            maps: Tensor = checkpoint(lambda x: F.relu(self._taps(x)[1][-1]), images, use_reentrant=False)
-            return maps
         return F.relu(self._taps(images)[1][-1])
 
     def last_blocks(self, images: Float[Tensor, "b c x y"], n: int) -> list[BlockFeatures]:
@@ -154,7 +152,9 @@ class CifarResNet(nn.Module):
 
     def _taps(self, images: Float[Tensor, "b c x y"]) -> tuple[list[Tensor], list[Tensor]]:
         """The stages as they are handed on, and before the ReLU that follows them; every BN runs once."""
-        return self._wide_taps(images) if self.is_wide else self._plain_taps(images)
+        taps = self._wide_taps if self.is_wide else self._plain_taps
+        recompute = self.recomputes and torch.is_grad_enabled()
+        return checkpoint(taps, images, use_reentrant=False) if recompute else taps(images)
 
     def _plain_taps(self, images: Float[Tensor, "b c x y"]) -> tuple[list[Tensor], list[Tensor]]:
         x = F.relu(self.bn1(self.conv1(images)))

@@ -264,6 +264,16 @@ def test_what_is_missing_or_contradicts_is_named(tmp_path, images):
     assert "has no labels" in problem(data=str(unlabelled), validation={"test": None})
     assert "does not exist" in problem(model={"weights": str(tmp_path / "nowhere.pth")})
     assert "optim.warmup_epochs=9 is longer than the run of 8 steps" in problem(optim={"warmup_epochs": 9.0})
+    trained = tmp_path / "trained.pth"
+    torch.save(build_backbone("cmt_micro", image_size=32).state_dict(), trained)
+    assert "model.position_bias=relative, but of model.weights" in problem(
+        model={"name": "", "weights": str(trained), "position_bias": "relative"}, crops={"size": 32}
+    )
+    assert "crops.channels=1, but model.weights" in problem(
+        model={"name": "", "weights": str(trained)}, crops={"size": 32, "channels": 1}
+    )
+    gray = a_config(tmp_path, images, crops={"channels": 1})
+    assert "crops.mean is not set, and ImageNet's has 3 numbers" in CLASSIFY.check(gray)[0]
     few = small_runs.write_digits(tmp_path / "few")
     assert few  # as many classes as the others
     assert not (tmp_path / "run").exists()

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from dino_ssl.errors import UsageError
 from dino_ssl.finetuning.classify import Classifier
 from dino_ssl.finetuning.layers import layer_of_parameters, layerwise_groups
 from dino_ssl.models.backbone import build_backbone
@@ -61,3 +62,10 @@ def test_without_decay_of_layers_every_factor_is_one():
     (weight, bias) = layerwise_groups(plain, 0.7)
     assert weight["is_decayed"] and not bias["is_decayed"]
     assert torch.equal(weight["params"][0], plain["head"].weight)
+
+
+def test_decay_of_layers_without_blocks_that_are_known_is_an_error():
+    network = nn.ModuleDict({"backbone": nn.Sequential(nn.Conv2d(3, 4, 1)), "head": nn.Linear(4, 2)})
+    assert {group["lr_scale"] for group in layerwise_groups(network, 1.0)} == {1.0}
+    with pytest.raises(UsageError, match=r"optim.layer_decay=0.7 needs blocks.*write --optim.layer-decay 1"):
+        layerwise_groups(network, 0.7)

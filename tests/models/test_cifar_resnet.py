@@ -128,3 +128,19 @@ def test_a_file_of_a_cifar_classifier_is_recognised_by_its_tensors(tmp_path, nam
     torch.testing.assert_close(found.encoder.backbone(images), network.eval()(images))
     with pytest.raises(UsageError, match="tensors match"):
         load(path, arch="wrn_40_2" if name != "wrn_40_2" else "resnet20")
+
+
+@pytest.mark.parametrize("name", ["resnet20", "wrn_16_2"])
+def test_activation_checkpointing_recomputes_the_stages_too(name):
+    torch.manual_seed(0)
+    network, images = CifarResNet(name).eval(), torch.randn(2, 3, 8, 8)
+    passes, gradients = [], []
+    network.conv1.register_forward_hook(lambda *_: passes.append(1))
+    for enabled in (False, True):
+        network.set_grad_checkpointing(enabled)
+        network.zero_grad()
+        pooled, stages = network.pooled_and_preactivations(images)
+        torch.stack([pooled.sin().sum(), *(maps.sin().sum() for maps in stages)]).sum().backward()
+        gradients.append([parameter.grad for parameter in network.parameters()])
+    assert len(passes) == 1 + 2
+    torch.testing.assert_close(*gradients)
