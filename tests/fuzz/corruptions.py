@@ -155,14 +155,12 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=100, help="corruptions of each subject")
     parser.add_argument("--only", default="", help="name of a subject")
     words = parser.parse_args()
-    from subjects import every_subject  # noqa: PLC0415  (imports this module)
+    from subjects import subjects_named  # noqa: PLC0415  (imports this module)
 
     lost = 0
     with tempfile.TemporaryDirectory() as folder:
         os.environ["XDG_CACHE_HOME"] = folder + "/cache"
-        for subject in every_subject(Path(folder)):
-            if words.only not in subject.name:
-                continue
+        for subject in subjects_named(words.only, Path(folder)):
             outcomes: Counter[str] = Counter()
             for number in range(words.seed * 1_000_000, words.seed * 1_000_000 + words.count):
                 try:
