@@ -40,6 +40,8 @@ def _teacher(config: DistillConfig) -> Iterator[str]:
 
 
 def _student(config: DistillConfig) -> Iterator[str]:
+    if (config.distill.rkd_distance or config.distill.rkd_angle) and 1 in (config.batch_size, config.micro_batch_size):
+        yield "distill.rkd_* compare images of a micro-batch with each other; write a --micro-batch-size of 2 or more"
     if config.model.compile:
         yield "model.compile compiles what a backbone gives, not its stages, which are compared; leave it out"
 

@@ -85,6 +85,8 @@ def _schedule(config: FinetuneConfig) -> Iterator[str]:
             f"optim.schedule={optim.schedule} and optim.decay_epochs={list(optim.decay_epochs)} do not go together; "
             "write --optim.schedule steps --optim.decay-epochs 30 60 80, or neither"
         )
+    if any(epoch <= 0 for epoch in optim.decay_epochs):
+        yield f"optim.decay_epochs={list(optim.decay_epochs)} must be above 0"
     if optim.min_lr > optim.lr > 0:
         yield f"optim.min_lr={optim.min_lr} must not be above optim.lr={optim.lr}, which it ends"
     if config.steps is None and optim.warmup_epochs > config.epochs > 0:

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,8 @@ from dino_ssl.config_finetune import ClassifyConfig
 from dino_ssl.config_flags import configure
 from dino_ssl.config_help import training_help
 from dino_ssl.config_kinds import DISTILL
+from dino_ssl.data.sources import test_source_of
+from dino_ssl.errors import UsageError
 
 UNTAUGHT = "no teacher"
 
@@ -27,7 +29,20 @@ def configured(arguments: Sequence[str], text: str) -> DistillConfig | None:
     config, notes = configure(arguments, DISTILL)
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
+    if problems := list(_problems(config)):
+        raise UsageError(*problems)
     return config
+
+
+def _problems(config: DistillConfig) -> Iterator[str]:
+    """What would show when the first runs are over, or never."""
+    if not config.distill.review:
+        yield "distill.review=0 compares no levels; write --distill.review 1"
+    if not config.validation.every_epochs or not (config.validation.test or test_source_of(config.data)):
+        yield (
+            f"data={config.data} has no test images to measure on; write --validation.test SOURCE, and a "
+            "--validation.every-epochs of 1 or more"
+        )
 
 
 def taught(config: DistillConfig, name: str, **review: Any) -> float:

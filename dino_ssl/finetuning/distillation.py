@@ -93,7 +93,9 @@ def _relative_distances(features: Float[Tensor, "b d"]) -> Float[Tensor, "b b"]:
     square = (features[:, None] - features[None]).square().sum(2)
     # The gradient of a root is infinite at 0, where an image meets itself.
     distances = torch.where(square > 0, square.clamp_min(1e-12).sqrt(), 0.0)
-    return distances / distances[distances > 0].mean()
+    # Where all images are alike, or there is one alone, every distance is 0, and so is what is compared.
+    mean = distances.sum() / (distances > 0).sum().clamp_min(1)
+    return distances / mean.clamp_min(1e-12)
 
 
 def relational_angle_loss(student: Float[Tensor, "b _c"], teacher: Float[Tensor, "b _d"]) -> Float[Tensor, ""]:

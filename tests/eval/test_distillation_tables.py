@@ -72,3 +72,13 @@ def test_the_ablation_has_a_run_for_each_part(tmp_path, capsys, monkeypatch):
 def test_help_says_what_is_trained(capsys):
     assert answer(partial(cross_stage.main, ["--help"]), "eval.cross_stage") == 0
     assert "--teacher.weights" in capsys.readouterr().out
+
+
+def test_tables_that_would_say_nothing_are_refused_before_the_first_run(tmp_path, capsys):
+    given = words(tmp_path)
+    arguments = [*given[:2], *given[4:-2], "--distill.kd", "1"]
+    for main in (cross_stage.main, review_ablation.main):
+        assert answer(partial(main, arguments), "program") == 2
+        said = capsys.readouterr().err
+        assert "distill.review=0 compares no levels" in said and "write --validation.test SOURCE" in said
+    assert not (tmp_path / "out").exists()

@@ -154,3 +154,11 @@ def test_every_loss_is_least_at_the_teacher_finite_there_and_teaches_the_student
     least = LOSSES[name](same, teacher)
     least.backward()
     assert least.item() == pytest.approx(0, abs=1e-12) and same.grad.abs().max() < 1e-7
+
+
+@pytest.mark.parametrize("features", [torch.randn(1, 4), torch.ones(3, 4)], ids=["alone", "alike"])
+def test_images_without_distances_have_a_finite_loss_and_gradient(features):
+    ours = features.clone().requires_grad_()
+    loss = relational_distance_loss(ours, torch.randn(len(features), 5))
+    loss.backward()
+    assert loss.isfinite() and ours.grad.isfinite().all()
