@@ -188,6 +188,8 @@ def _regions(config: PretrainConfig) -> Iterator[str]:
         yield f"{begin} takes vit_*, cmt_* and resnet*, not model.name={config.model.name}; {leave}"
     if config.model.compile:
         yield f"{begin} was not tried with model.compile=true; {leave}"
+    if config.dino.frozen_teacher:
+        yield f"{begin} needs a teacher with a head for regions, which dino.frozen_teacher has not; {leave}"
     if config.parallel.sharding != "none":
         yield f"{begin} was not tried with parallel.sharding={config.parallel.sharding}; {leave}"
 

@@ -159,10 +159,11 @@ def test_regions_where_they_were_never_tried_are_refused(tmp_path):
     for more, rule in (
         ({"model": {"name": "timm/resnet10t"}}, "takes vit_"),
         ({"model": {"compile": True}}, "not tried with model.compile=true"),
+        ({"dino": {"region_loss": True, "frozen_teacher": "run"}}, "which dino.frozen_teacher has not"),
         ({"parallel": {"sharding": "fsdp2"}}, "not tried with parallel.sharding=fsdp2"),
     ):
         assert any(
-            "dino.region_loss=true" in line and rule in line for line in check(a_config(tmp_path, **knobs, **more))
+            "dino.region_loss=true" in line and rule in line for line in check(a_config(tmp_path, **{**knobs, **more}))
         )
     assert not check(a_config(tmp_path, **knobs))
     with pytest.raises(UsageError, match="local_size"):
