@@ -12,6 +12,7 @@ from dino_ssl.errors import UsageError
 from dino_ssl.models.backbone import build_backbone, check_crop_sizes
 from dino_ssl.models.cmt_keys import cmt_options
 from dino_ssl.models.necks import EmbeddingNetwork
+from dino_ssl.models.resnet import LAYOUTS
 from dino_ssl.models.weight_plans import IMAGENET_MEAN, IMAGENET_STD
 from dino_ssl.models.weights import Loaded, load
 
@@ -84,6 +85,8 @@ def _knobs_of(loaded: Loaded) -> dict[str, Any]:
         # Of ViTs without the patch size, which is a knob of its own.
         "name": name if name.startswith("timm/") else name.partition("/")[0],
         "patch_size": loaded.encoder.backbone.patch_size,
+        # Of a CMT the tensors do not tell, and it was read with the ordinary stem.
+        "small_stem": name in LAYOUTS and loaded.tensors["conv1.weight"].shape[-1] == 3,
         "position_bias": (cmt_options(loaded.tensors) or {}).get("position_bias", "free"),
     }
 

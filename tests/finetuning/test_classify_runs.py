@@ -249,6 +249,16 @@ def test_a_cmt_that_was_made_for_another_size_is_fine_tuned_and_read_again(tmp_p
     torch.testing.assert_close(again.backbone(ones), trained(ones))
 
 
+def test_a_resnet_with_the_stem_for_small_images_is_fine_tuned_and_read_again(tmp_path, images):
+    torch.manual_seed(0)
+    torch.save(build_backbone("resnet18", image_size=16, small_stem=True).state_dict(), tmp_path / "bare.pth")
+    run = run_here(a_config(tmp_path, images, model={"name": "", "weights": str(tmp_path / "bare.pth")}, steps=2))
+    assert run.config.model.small_stem
+    again = load_encoder(run.folder)
+    ones, trained = torch.ones(1, 3, 16, 16), run.task.network.eval().backbone
+    torch.testing.assert_close(again.backbone(ones), trained(ones))
+
+
 def test_what_is_missing_or_contradicts_is_named(tmp_path, images):
     def problem(**changes: Any) -> str:
         with pytest.raises(UsageError) as caught:
