@@ -1,6 +1,6 @@
 """From the statistics of a run to a verdict, and from the verdict to the knob to turn.
 
-The limits were set on short runs on digits and CIFAR-10, of which the healthy ones stay well above them from the first
+The limits were set on short runs on digits, of which the healthy ones stay well above them from the first
 steps on.
 """
 
