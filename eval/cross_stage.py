@@ -49,7 +49,7 @@ def num_levels(config: DistillConfig) -> int:
     from dino_ssl.finetuning.teacher import open_teacher  # noqa: PLC0415
 
     config, backbone = started(config)
-    return num_levels_of(backbone, open_teacher(config).dims)
+    return num_levels_of(backbone, open_teacher(config, ()).dims)
 
 
 if __name__ == "__main__":

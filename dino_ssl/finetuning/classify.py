@@ -45,7 +45,8 @@ def _task(config: ClassifyConfig, backbone: nn.Module, opened: Input) -> Finetun
         raise UsageError(f"data={config.data} has no labels to learn; they come from two class folders or more")
     network = Classifier(backbone, num_classes, dropout=config.loss.dropout)
     objective = CrossEntropy(network, config, num_classes, opened.device)
-    task = Finetuning(config, opened, objective, open_accuracy(config, opened.source, opened.device))
+    validator = open_accuracy(config, opened.source, opened.device)
+    task = Finetuning(config, opened, objective, validator, opened.source.classes)
     one_rank_at_random(config.seed)
     return task
 

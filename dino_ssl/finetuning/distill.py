@@ -65,14 +65,15 @@ def _task(config: DistillConfig, backbone: nn.Module, opened: Input) -> Finetuni
     num_classes = len(opened.source.classes)
     if opened.source.labels is None or num_classes < 2:
         raise UsageError(f"data={config.data} has no labels to learn; they come from two class folders or more")
-    teacher = open_teacher(config)
+    teacher = open_teacher(config, opened.source.classes)
     _check_classes(config, teacher, num_classes)
     student = Student(backbone, num_classes, teacher.dims, config)
     check_stages(
         backbone, config, preactivation=config.distill.student_preactivation, knob="distill.student_preactivation"
     )
     objective = Distillation(student, teacher, config, num_classes, opened.device)
-    task = Finetuning(config, opened, objective, open_accuracy(config, opened.source, opened.device))
+    validator = open_accuracy(config, opened.source, opened.device)
+    task = Finetuning(config, opened, objective, validator, opened.source.classes)
     one_rank_at_random(config.seed)
     return task
 
@@ -80,7 +81,7 @@ def _task(config: DistillConfig, backbone: nn.Module, opened: Input) -> Finetuni
 def _check_classes(config: DistillConfig, teacher: Teacher, num_classes: int) -> None:
     knobs = config.distill
     if (knobs.kd or knobs.dkd) and teacher.num_classes != num_classes:
-        has = f"{teacher.num_classes} classes" if teacher.num_classes else "no classifier"
+        has = f"{teacher.num_classes} classes" if teacher.num_classes else "no classifier of these"
         raise UsageError(
             f"distill.kd and distill.dkd compare logits: data={config.data} has {num_classes} classes, "
             f"teacher.weights={config.teacher.weights} {has}; write --distill.kd 0 --distill.dkd 0"

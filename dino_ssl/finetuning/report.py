@@ -29,12 +29,13 @@ class Report:
 
 
 def final_report(run: Run[FinetuneRates]) -> Report:
-    """Measure the last weights once more on every rank; rank 0 writes and draws."""
+    """Measure the last weights on every rank unless that was just done; rank 0 writes and draws."""
     task = run.task
     assert isinstance(task, Finetuning)
     began, scores, title = time.perf_counter(), {}, ""
     if task.validator is not None:
-        scores = {"last": task.validator.measure(task.network)[task.score]}
+        is_measured = task.newest.step == run.step > 0
+        scores = {"last": task.newest.score if is_measured else task.validator.measure(task.network)[task.score]}
         if task.best.step:
             scores["best"] = task.best.score
         title = f"{task.score} on images that were not trained on"

@@ -1,7 +1,7 @@
 """A fine-tuning as the loop sees it, whatever its objective: classification, distillation, faces."""
 
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
@@ -93,6 +93,8 @@ class Best:
 class Finetuning:
     """An objective, optimised.
 
+    Args:
+        classes: in the order of the network's logits, if its `head` is a classifier; checkpoints name them.
     Raises:
         UsageError: the schedule does not fit the number of steps.
     """
@@ -102,14 +104,20 @@ class Finetuning:
     advice = "start anew in another --output-dir with a lower --optim.lr, a longer warm-up, or --precision fp32"
 
     def __init__(
-        self, config: FinetuneConfig, opened: Input, objective: Objective, validator: Validator | None
+        self,
+        config: FinetuneConfig,
+        opened: Input,
+        objective: Objective,
+        validator: Validator | None,
+        classes: Sequence[str] = (),
     ) -> None:
         self.config = config
         self.device = opened.device
         self.objective = objective
         self.validator = validator
         self.score = "score" if validator is None else validator.score
-        self.best = Best()
+        self.best = self.newest = Best()
+        self.classes = list(classes)
         self.labels = None if opened.source.labels is None else torch.from_numpy(opened.source.labels).long()
         objective.network = self.network = synchronize_batch_norm(objective.network, opened.device).to(opened.device)
         self.network.to(memory_format=torch.channels_last)
@@ -153,7 +161,7 @@ class Finetuning:
         return {"model": self.network.state_dict()}
 
     def state(self) -> dict[str, Any]:
-        return {"best": vars(self.best)}
+        return {"best": vars(self.best), "classes": self.classes}
 
     def state_of_rank(self) -> dict[str, Any]:
         return {}
@@ -170,9 +178,10 @@ class Finetuning:
         with journal.paused():
             found = self.validator.measure(self.network)
         score = found.pop(self.score)
+        self.newest = Best(score, moment.step, moment.epoch)
         journal.scored(moment.step, moment.epoch, score, {f"eval/{name}": value for name, value in found.items()})
         if score > self.best.score:
-            self.best = Best(score, moment.step, moment.epoch)
+            self.best = self.newest
 
     def wants_checkpoint(self, moment: Moment) -> bool:
         """The best one must be there."""

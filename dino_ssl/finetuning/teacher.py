@@ -1,9 +1,9 @@
 """The frozen network of a distillation."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
@@ -100,9 +100,12 @@ class Logits(nn.Module):
         return F.log_softmax(logits.float(), 1)
 
 
-def open_teacher(config: DistillConfig) -> Teacher:
+def open_teacher(config: DistillConfig, classes: Sequence[str]) -> Teacher:
     """Read the teacher; images come as `config.crops` normalises them.
 
+    Args:
+        classes: of the data, in the order of the student's logits. The teacher's logits get that order if its file
+            names their classes; it has none for other classes. Files that name none are taken at their word.
     Raises:
         UsageError: the file cannot be used, or does not take such images.
     """
@@ -116,12 +119,25 @@ def open_teacher(config: DistillConfig) -> Teacher:
     check_stages(encoder.backbone, config, preactivation=knobs.preactivation, knob="teacher.preactivation")
     return Teacher(
         encoder.backbone,
-        classifier_in(loaded.file.content, knobs.key, loaded.file.path),
+        _in_order(classifier_in(loaded.file.content, knobs.key, loaded.file.path), loaded.file.content, classes),
         pixels=(crops.mean, crops.std),
         own_pixels=(knobs.mean or encoder.mean, knobs.std or encoder.std),
         preactivation=knobs.preactivation,
         batch_norm=knobs.batch_norm,
     )
+
+
+def _in_order(
+    classifier: tuple[Tensor, Tensor] | None, content: Mapping[str, Any], classes: Sequence[str]
+) -> tuple[Tensor, Tensor] | None:
+    """The classifier with one row for each of `classes`, where the file says which rows it has."""
+    named = content.get("classes")
+    if classifier is None or not isinstance(named, list):
+        return classifier
+    if sorted(named) != sorted(classes):
+        return None
+    rows = [named.index(name) for name in classes]
+    return classifier[0][rows], classifier[1][rows]
 
 
 def taps(

@@ -167,8 +167,9 @@ def after_step(run: Run[R], now: R) -> None:
     # A checkpoint is never written without a look at the loss before it.
     if saving or run.journal.is_due(run.step):
         log(run, now)
-    if moment.is_epoch_end:
+    if moment.is_epoch_end or moment.is_over:
         task.end_epoch(moment, run.journal)
+    if moment.is_epoch_end:
         run.journal.end_epoch(run.step, run.epoch, lr=now.lr, weight_decay=now.weight_decay)
     if saving:
         check_weights(run)

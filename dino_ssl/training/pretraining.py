@@ -168,7 +168,7 @@ class Pretraining:
 
     def end_epoch(self, moment: Moment, journal: Journal) -> None:
         """k-NN of the teacher if it is due, and what evaluation jobs have found meanwhile."""
-        if self.knn is not None and self.knn.is_due(moment.epoch):
+        if self.knn is not None and moment.is_epoch_end and self.knn.is_due(moment.epoch):
             with journal.paused():
                 found = self.knn.measure(self.teacher_backbone(), max_images=self.config.knn.max_images)
             journal.scored(moment.step, moment.epoch, found.top1["teacher"])

@@ -102,7 +102,7 @@ class Task(Protocol[R]):
         """Take back `weights` and `state`, and where the run goes on with as many ranks `state_of_rank`."""
 
     def end_epoch(self, moment: Moment, journal: Journal) -> None:
-        """Measure what is due; a collective."""
+        """Measure what is due at an epoch's end, or at the end of the run within one; a collective."""
 
     def wants_checkpoint(self, moment: Moment) -> bool:
         """Whether to save now, whatever the knobs of `checkpoint` say."""

@@ -21,7 +21,7 @@ from dino_ssl.finetuning.knowledge_review import levels
 from dino_ssl.finetuning.report import Report
 from dino_ssl.finetuning.student import Student
 from dino_ssl.finetuning.task import FinetuneRates
-from dino_ssl.finetuning.teacher import Teacher, open_teacher
+from dino_ssl.finetuning.teacher import Teacher, _in_order, open_teacher
 from dino_ssl.models.backbone import build_backbone
 from dino_ssl.models.cifar_resnet import CifarResNet
 from dino_ssl.models.cmt import CMT_SIZES, CMTSize
@@ -32,6 +32,8 @@ from tests.training.small_runs import a_config, on_ranks, run_here, write_digits
 
 RECIPES = Path(__file__).parents[2] / "launch" / "recipes" / "distill"
 PIXELS = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.25, 0.3)}
+
+DIGITS = tuple("0123456789")
 
 
 def tree(folder, **changes):
@@ -87,7 +89,7 @@ def test_the_total_is_cross_entropy_and_the_warmed_up_weights_times_the_losses(t
     config = a_distillation(
         tmp_path, distill={"classification": 0.3, "kd": 0.7, "review": 0.6, "temperature": 3.0, "warmup_epochs": warmup}
     )
-    teacher = open_teacher(config)
+    teacher = open_teacher(config, DIGITS)
     student = Student(CifarResNet("resnet20"), 10, teacher.dims, config)
     objective = Distillation(student, teacher, config, 10, torch.device("cpu"))
     images, labels = torch.rand(4, 3, 16, 16), torch.tensor([3, 1, 4, 1])
@@ -105,10 +107,18 @@ def test_the_total_is_cross_entropy_and_the_warmed_up_weights_times_the_losses(t
     assert all(parameter.grad is None for parameter in teacher.parameters())
 
 
+def test_a_teacher_speaks_in_the_order_of_the_datas_classes_or_not_at_all():
+    weight, bias = torch.arange(6.0).reshape(3, 2), torch.arange(3.0)
+    found = _in_order((weight, bias), {"classes": ["cat", "dog", "ant"]}, ("ant", "cat", "dog"))
+    assert found[0].tolist() == [[4, 5], [0, 1], [2, 3]] and found[1].tolist() == [2, 0, 1]
+    assert _in_order((weight, bias), {"classes": ["cat", "dog", "eel"]}, ("ant", "cat", "dog")) is None
+    assert _in_order((weight, bias), {}, ("ant", "cat", "dog")) == (weight, bias), "the file names none"
+
+
 def test_every_loss_at_once_reaches_every_parameter_of_the_student(tmp_path):
     names = ("dkd", "fitnet", "attention_transfer", "rkd_distance", "rkd_angle", "cosine", "kd", "review")
     config = a_distillation(tmp_path, distill=dict.fromkeys(names, 1.0))
-    teacher = open_teacher(config)
+    teacher = open_teacher(config, DIGITS)
     student = Student(CifarResNet("resnet20"), 10, teacher.dims, config)
     images, targets = torch.rand(4, 3, 16, 16), torch.eye(10)[:4]
     found = student(images, teacher(images), targets, targets.argmax(1))
@@ -232,7 +242,7 @@ def without_classifier(folder):
 @pytest.mark.parametrize(
     ("arrange", "changes", "message"),
     [
-        (without_classifier, {}, r"has 10 classes, teacher.weights=.* no classifier; write --distill.kd 0"),
+        (without_classifier, {}, r"has 10 classes, teacher.weights=.* no classifier of these; write --distill.kd 0"),
         (lambda folder: save_teacher(folder / "teacher.npz", num_classes=7), {}, "teacher.weights=.* 7 classes"),
         (
             None,
