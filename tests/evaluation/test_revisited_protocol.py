@@ -21,7 +21,7 @@ from dino_ssl.models.encoder import Encoder
 class Colours(nn.Module):
     """The mean colour and its square: says nothing of where things are."""
 
-    embed_dim, num_blocks, patch_size = 6, 1, 4
+    embed_dim, num_blocks, num_attention_blocks, patch_size, stage_dims = 6, 1, 0, 4, ()
 
     def forward(self, images):
         assert not images.shape[-1] % 4 and not images.shape[-2] % 4
@@ -38,6 +38,11 @@ class Colours(nn.Module):
 
     def set_grad_checkpointing(self, enable=True):
         raise NotImplementedError
+
+    def stage_features(self, images):
+        raise NotImplementedError
+
+    pooled_and_stages = pooled_and_preactivations = stage_features
 
 
 BOX = (0.0, 0.0, 1.0, 1.0)

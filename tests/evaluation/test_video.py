@@ -74,7 +74,7 @@ def test_the_context_is_the_first_frame_and_the_last_few_with_their_soft_labels(
 class Pixels(nn.Module):
     """Each pixel is a patch, and its own features."""
 
-    embed_dim, num_blocks, patch_size = CHANNELS, 1, 1
+    embed_dim, num_blocks, num_attention_blocks, patch_size, stage_dims = CHANNELS, 1, 0, 1, ()
 
     def patch_features(self, images):
         return images
@@ -90,6 +90,11 @@ class Pixels(nn.Module):
 
     def set_grad_checkpointing(self, enable=True):
         raise NotImplementedError
+
+    def stage_features(self, images):
+        raise NotImplementedError
+
+    pooled_and_stages = pooled_and_preactivations = stage_features
 
 
 def moving_square(num_frames, step, side=12):
