@@ -69,8 +69,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run_command(command: str, arguments: Sequence[str]) -> int:
     """Import the command, call it, and return its exit code."""
+    typed = ["dino-ssl", command, *(arguments[:1] if command == "finetune" else [])]  # which has the knobs
     return answer(
-        lambda: import_module(f"dino_ssl.commands.{command.replace('-', '_')}").run(arguments), f"dino-ssl {command}"
+        lambda: import_module(f"dino_ssl.commands.{command.replace('-', '_')}").run(arguments), " ".join(typed)
     )
 
 
