@@ -10,7 +10,7 @@ import threading
 import time
 
 from dino_ssl.cli import main
-from dino_ssl.training import distributed, loop, signals
+from dino_ssl.training import distributed, loop, pretraining, signals
 
 
 def wait_after(step: int) -> None:
@@ -25,8 +25,9 @@ def wait_after(step: int) -> None:
 
 
 def report_for_ever() -> None:
-    final_report = loop.final_report
-    loop.final_report = lambda run: threading.Event().wait() if distributed.is_main() else final_report(run)
+    final_report = pretraining.final_report
+    wait = threading.Event().wait
+    pretraining.final_report = lambda *given: wait() if distributed.is_main() else final_report(*given)
 
 
 if __name__ == "__main__":
