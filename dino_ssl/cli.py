@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 
 from dino_ssl import __version__
+from dino_ssl.config_kinds import FINETUNES
 from dino_ssl.config_schema import did_you_mean, nearest
 from dino_ssl.errors import RunError, Stopped, UsageError
 
@@ -69,7 +70,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run_command(command: str, arguments: Sequence[str]) -> int:
     """Import the command, call it, and return its exit code."""
-    typed = ["dino-ssl", command, *(arguments[:1] if command == "finetune" else [])]  # which has the knobs
+    # Each fine-tuning has knobs of its own.
+    typed = ["dino-ssl", command, *(word for word in arguments[:1] if command == "finetune" and word in FINETUNES)]
     return answer(
         lambda: import_module(f"dino_ssl.commands.{command.replace('-', '_')}").run(arguments), " ".join(typed)
     )

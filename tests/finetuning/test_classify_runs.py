@@ -298,7 +298,8 @@ def test_the_command_says_what_it_wants(tmp_path, capsys, monkeypatch):
     assert main(["finetune"]) == 0
     assert "classify" in capsys.readouterr().out
     assert main(["finetune", "clasify"]) == 2
-    assert "did you mean 'classify'?" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "did you mean 'classify'?" in said and "`dino-ssl finetune --help`" in said
     assert main(["finetune", "classify", "--data", "digits", "--crops.sizes", "8", "--optim.schedule", "steps"]) == 2
     said = capsys.readouterr().err
     for part in ("--crops.size", "model.name is not set", "optim.decay_epochs", "`dino-ssl finetune classify --help`"):
